@@ -1,0 +1,40 @@
+"""Landmarks: the few tokens that stand for all tokens of a window."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def landmark_grid(landmarks: int) -> tuple[int, int]:
+    """Rows and columns of the grid of ``landmarks`` cells that is nearest to a square; rows <= columns."""
+    rows = next(r for r in range(math.isqrt(landmarks), 0, -1) if landmarks % r == 0)
+    return rows, landmarks // rows
+
+
+def refuses_landmarks(landmarks: int, height: int, width: int) -> str | None:
+    """Why a window (tokens) cannot hold that many landmarks, as one clause; None where it can."""
+    if landmarks > height * width:
+        return f"landmarks={landmarks} exceed the {height * width} tokens of a {height}x{width} window"
+    rows, columns = landmark_grid(landmarks)
+    if rows > height or columns > width:
+        return f"landmarks={landmarks} make a grid of {rows}x{columns}, which exceeds a {height}x{width} window"
+    return None
+
+
+def pooled_landmarks(tokens: Tensor, height: int, width: int, landmarks: int) -> Tensor:
+    """Average the tokens (..., N, d) of each cell of the landmark grid: (..., landmarks, d).
+
+    PnP-Nystra (arXiv 2506.08520), section III. Cells overlap only where the grid does not divide the window,
+    as in adaptive average pooling.
+    """
+    rows, columns = landmark_grid(landmarks)
+    lead, dim = tokens.shape[:-2], tokens.shape[-1]
+    if height % rows == 0 and width % columns == 0:
+        cells = tokens.reshape(*lead, rows, height // rows, columns, width // columns, dim)
+        return cells.mean((-4, -2)).flatten(-3, -2)
+    image = tokens.reshape(-1, height, width, dim).permute(0, 3, 1, 2)
+    pooled = F.adaptive_avg_pool2d(image, (rows, columns))
+    return pooled.permute(0, 2, 3, 1).reshape(*lead, landmarks, dim)

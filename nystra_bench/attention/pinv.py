@@ -1,0 +1,34 @@
+"""Pseudo-inverses of small matrices by a fixed number of matrix products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+INITS = ("global", "matrix")
+
+
+def razavi_pinv(a: Tensor, iterations: int, init: str = "matrix") -> Tensor:
+    """Approximate the pseudo-inverse of ``a`` (..., m, m) by the third-order iteration of Razavi et al. (2014).
+
+    ``Z <- 1/4 Z (13 I - A Z (15 I - A Z (7 I - A Z)))`` from ``Z = A^T / (|A|_1 |A|_inf)``. With
+    ``init="global"`` the two norms are maxima over the whole tensor, as in the code of PnP-Nystra
+    (arXiv 2506.08520): then the windows, heads and images of a batch influence one another. With
+    ``init="matrix"`` each matrix has its own norms.
+
+    Returns:
+        (..., m, m), of a's dtype.
+    """
+    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    z = a.transpose(-2, -1) / _norm_product(a, init)
+    for _ in range(iterations):
+        az = a @ z
+        z = 0.25 * z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az)))
+    return z
+
+
+def _norm_product(a: Tensor, init: str) -> Tensor:
+    columns, rows = a.abs().sum(-2), a.abs().sum(-1)
+    if init == "global":
+        return columns.max() * rows.max()
+    return (columns.amax(-1) * rows.amax(-1))[..., None, None]

@@ -1,0 +1,167 @@
+"""What all windowed models share: cutting into windows, cyclic shift, position bias, and the attention's place.
+
+Feature maps are channels-last, (B, height, width, C), and their sides are multiples of the window.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nystra_bench.attention.base import Attention, Window
+from nystra_bench.attention.exact import ExactAttention
+
+
+def partition(x: Tensor, size: int) -> Tensor:
+    """(B, height, width, C) -> (B * nW, size * size, C), windows row by row."""
+    b, h, w, c = x.shape
+    x = x.view(b, h // size, size, w // size, size, c)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, size * size, c)
+
+
+def merge(windows: Tensor, size: int, height: int, width: int) -> Tensor:
+    """The inverse of :func:`partition`: (B * nW, size * size, C) -> (B, height, width, C)."""
+    x = windows.view(-1, height // size, width // size, size, size, windows.shape[-1])
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, windows.shape[-1])
+
+
+def reflect_pad(x: Tensor, bottom: int, right: int) -> Tensor:
+    """Pad (B, C, height, width) at the bottom and right by reflection, however small the image is.
+
+    torch's own reflection needs the padding to be smaller than the image; where it is not, the image is
+    reflected back and forth as numpy's ``pad(mode="reflect")`` does.
+    """
+    height, width = x.shape[-2:]
+    if bottom < height and right < width:
+        return F.pad(x, (0, right, 0, bottom), "reflect") if bottom or right else x
+    rows = _reflected(height, height + bottom, x.device)
+    columns = _reflected(width, width + right, x.device)
+    return x[..., rows, :][..., columns]
+
+
+def _reflected(size: int, length: int, device) -> Tensor:
+    """Indices 0, 1, …, size-1, size-2, …, 0, 1, … of the given length."""
+    period = max(2 * size - 2, 1)
+    position = torch.arange(length, device=device) % period
+    return torch.minimum(position, period - position) if size > 1 else torch.zeros_like(position)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Reflect-pad (B, C, height, width) at the bottom and right to multiples of ``multiple``."""
+    height, width = x.shape[-2:]
+    return reflect_pad(x, -height % multiple, -width % multiple)
+
+
+def shift_regions(height: int, width: int, size: int, shift: int, device=None) -> Tensor:
+    """Regions (nW, size * size) int64 of a cyclically shifted map: tokens of a window that were neighbours before.
+
+    Rolling the map by ``-shift`` brings opposite borders together in the last row and column of windows; three
+    bands a side (as in Swin, arXiv 2103.14030, fig. 4) tell them apart.
+    """
+
+    def bands(length: int) -> Tensor:
+        position = torch.arange(length, device=device)
+        return (position >= length - size).long() + (position >= length - shift).long()
+
+    regions = 3 * bands(height)[:, None] + bands(width)[None, :]
+    return partition(regions[None, :, :, None], size)[..., 0]
+
+
+def relative_position_index(size: int) -> Tensor:
+    """Row of the bias table for each pair of tokens, (N, N) int64, as the released state dicts hold it."""
+    position = torch.arange(size)
+    offset = position[:, None] - position[None, :] + size - 1
+    index = offset[:, None, :, None] * (2 * size - 1) + offset[None, :, None, :]
+    return index.reshape(size * size, size * size)
+
+
+def bias_from_table(table: Tensor, size: int) -> Tensor:
+    """Position bias (H, N, N) from a table ((2*size-1)^2, H) of relative offsets.
+
+    The bias is Toeplitz in rows and in columns, so it is a strided view of the table: no index of N^2
+    entries is needed.
+    """
+    heads = table.shape[1]
+    grid = table.t().reshape(heads, 2 * size - 1, 2 * size - 1)
+    # unfold gives (H, y1, x1, a, b) = grid[y1 + a, x1 + b]; the entry for a key (y2, x2) is at a = size-1-y2.
+    windows = grid.unfold(1, size, 1).unfold(2, size, 1).flip(3, 4)
+    return windows.reshape(heads, size * size, size * size)
+
+
+def resize_bias_table(table: Tensor, size: int, new_size: int) -> Tensor:
+    """Stretch a table ((2*size-1)^2, H) to another window, bicubic, as Swin does before fine-tuning."""
+    if size == new_size:
+        return table
+    heads = table.shape[1]
+    grid = table.t().reshape(1, heads, 2 * size - 1, 2 * size - 1)
+    side = 2 * new_size - 1
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return grid.reshape(heads, side * side).t().contiguous()
+
+
+class WindowAttention(nn.Module):
+    """The place of an attention in a model: holds the replaceable ``.attention`` and tells it its window.
+
+    Subclasses project q, k and v and own the position bias; they call :meth:`attend`.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+        self.attention: Attention = ExactAttention()
+        self.cache: dict = {}
+
+    def position_bias(self) -> Tensor:
+        """(H, N, N)."""
+        raise NotImplementedError
+
+    has_position_bias = True
+    """False where the bias is left out (position_bias=drop)."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, regions) -> Tensor:
+        """Attention on (B * nW, H, N, d); ``regions`` is None or gives the regions when called."""
+        bias = self.position_bias if self.has_position_bias else None
+        window = Window(self.size, self.size, bias, regions, self.cache)
+        return self.attention(q, k, v, window)
+
+    def _apply(self, *args, **kwargs):
+        # Whatever an attention cached was made from this layer's weights, on their device and in their dtype.
+        self.cache.clear()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.cache.clear()
+        return super()._load_from_state_dict(*args, **kwargs)
+
+
+def attention_sites(model: nn.Module) -> list[WindowAttention]:
+    """All places of a model whose attention can be replaced, in the order of the forward pass."""
+    return [module for module in model.modules() if isinstance(module, WindowAttention)]
+
+
+def plug(model: nn.Module, attention: Attention) -> nn.Module:
+    """Replace every attention of the model, in place, by this one; returns the model.
+
+    Raises:
+        ValueError: the model has no windowed attention, or the attention refuses its windows. Nothing is
+            replaced then.
+    """
+    sites = attention_sites(model)
+    if not sites:
+        raise ValueError(f"{type(model).__name__} has no windowed attention to replace")
+    for site in sites:
+        reason = attention.refuses(site.size, site.size)
+        if reason:
+            raise ValueError(f"{type(attention).__name__} cannot work here: {reason}")
+    device = next(model.parameters()).device
+    attention = attention.to(device).train(model.training)
+    for site in sites:
+        site.attention = attention
+        site.cache.clear()
+    return model
+
+
+def unplug(model: nn.Module) -> nn.Module:
+    """Give the model its exact attention back, in place; returns the model."""
+    return plug(model, ExactAttention())
