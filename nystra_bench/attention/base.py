@@ -26,8 +26,8 @@ class Window:
         bias: makes the position bias, (H, N, N), or None where the model has none.
         regions: makes the region number of each token, (nW, N) int64, or None where nothing is masked. Tokens of
             one window attend to each other only within one region.
-        cache: a dict that belongs to the calling layer and lives as long as it, for what an attention
-            wants to compute once a layer (factors of the bias, say).
+        cache: a dict of this attention in the calling layer, for what is computed once a layer (factors of the
+            bias, say); it is emptied when the layer's weights, device, dtype or window change.
     """
 
     def __init__(

@@ -1,0 +1,60 @@
+"""Restoration models whose attention can be replaced.
+
+``load_model`` gives a model by the name of its configuration; ``plug`` replaces its attention, ``unplug`` restores it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from nystra_bench.configuration import Catalogue, configs_folder, instantiate
+from nystra_bench.errors import UserError, unknown
+from nystra_bench.models.windows import attention_sites, plug, unplug
+
+__all__ = ["attention_sites", "load_configured", "load_model", "plug", "unplug"]
+
+BIAS_MODES = ("native", "interpolate", "drop")
+
+
+def load_model(
+    name: str,
+    weights: str | Path | None = None,
+    window_size: int | None = None,
+    position_bias: str = "native",
+) -> nn.Module:
+    """Load a model on images (B, C, height, width) in [0, 1], in evaluation mode, on the CPU, in float32.
+
+    Args:
+        name: of a file ``configs/model/<name>.yaml``.
+        weights: bundled weights by name, or a ``.pth`` or ``.safetensors`` file; default: what the configuration names.
+        window_size: side of the attention windows in tokens; default: as released.
+        position_bias: at another window, ``interpolate`` stretches the bias and keeps the shift mask, ``drop`` leaves
+            both out; ``native`` is the model as released.
+
+    Raises:
+        UserError: a name, file, window or mode does not fit.
+    """
+    config = dict(Catalogue([configs_folder()]).option("model", name))
+    if weights is not None:
+        config["weights"] = str(weights)
+    return load_configured(config, window_size, position_bias)
+
+
+def load_configured(config: dict, window_size: int | None = None, position_bias: str = "native") -> nn.Module:
+    """The same from the content of a configuration file."""
+    if not config.get("weights"):
+        raise UserError("model.weights is not given: accepted is the path of a .pth or .safetensors file")
+    if position_bias not in BIAS_MODES:
+        raise unknown("position_bias", position_bias, BIAS_MODES)
+    model = instantiate(config)
+    native = model.window_size
+    if position_bias == "native":
+        if window_size not in (None, native):
+            raise UserError(
+                f"position_bias=native is the released window {native}, not window_size={window_size}: "
+                "accepted beside it are position_bias=interpolate and position_bias=drop"
+            )
+        return model
+    return model.resize_windows(window_size or native, position_bias)

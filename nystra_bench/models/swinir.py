@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nystra_bench.models.checkpoints import build, resolve
 from nystra_bench.models.windows import (
     WindowAttention,
     bias_from_table,
@@ -90,7 +91,7 @@ class ShiftWindowAttention(WindowAttention):
             # The index is only there for the released state dicts; at window 64 it would take 134 MB a layer.
             del self.relative_position_index
             self.size = size
-        self.cache.clear()
+        self.caches.clear()
 
     def forward(self, x: Tensor, regions) -> Tensor:
         b, n, c = x.shape
@@ -214,11 +215,15 @@ class SwinIR(nn.Module):
     Returns (B, out_channels, scale * height, scale * width), not clamped.
     """
 
+    version = "1"
+    """Raised whenever the numbers that the model gives for the same weights change."""
+
     def __init__(self, spec: SwinIRSpec):
         super().__init__()
         self.spec = spec
         self.window_size = spec.window
         self.scale = spec.scale
+        self.channels = spec.channels
         mean = torch.tensor(RGB_MEAN if spec.channels == 3 else (0.0,)).view(1, -1, 1, 1)
         self.register_buffer("mean", mean, persistent=False)
         self.conv_first = nn.Conv2d(spec.channels, spec.dim, 3, 1, 1)
@@ -365,3 +370,12 @@ def _infer_upsampler(state: Mapping[str, Tensor], channels: int) -> dict:
     convolutions = [t for key, t in state.items() if key.startswith("upsample.") and key.endswith(".weight")]
     scale = math.prod(math.isqrt(t.shape[0] // features) for t in convolutions)
     return {"upsampler": "pixelshuffle", "scale": scale, **found}
+
+
+def load_swinir(weights: str) -> SwinIR:
+    """A SwinIR with the weights of a file (or bundled weights by name), its shape read off them.
+
+    Raises:
+        UserError: the file is absent, damaged, or of another architecture.
+    """
+    return build(resolve(weights), "SwinIR", infer_spec, SwinIR)

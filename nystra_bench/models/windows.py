@@ -5,6 +5,8 @@ Feature maps are channels-last, (B, height, width, C), and their sides are multi
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -110,7 +112,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.size = size
         self.attention: Attention = ExactAttention()
-        self.cache: dict = {}
+        # What an attention computed once for this layer; it goes with the attention, and with the layer's weights.
+        self.caches: WeakKeyDictionary[Attention, dict] = WeakKeyDictionary()
 
     def position_bias(self) -> Tensor:
         """(H, N, N)."""
@@ -122,16 +125,15 @@ class WindowAttention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, regions) -> Tensor:
         """Attention on (B * nW, H, N, d); ``regions`` is None or gives the regions when called."""
         bias = self.position_bias if self.has_position_bias else None
-        window = Window(self.size, self.size, bias, regions, self.cache)
+        window = Window(self.size, self.size, bias, regions, self.caches.setdefault(self.attention, {}))
         return self.attention(q, k, v, window)
 
     def _apply(self, *args, **kwargs):
-        # Whatever an attention cached was made from this layer's weights, on their device and in their dtype.
-        self.cache.clear()
+        self.caches.clear()
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args, **kwargs):
-        self.cache.clear()
+        self.caches.clear()
         return super()._load_from_state_dict(*args, **kwargs)
 
 
@@ -158,7 +160,6 @@ def plug(model: nn.Module, attention: Attention) -> nn.Module:
     attention = attention.to(device).train(model.training)
     for site in sites:
         site.attention = attention
-        site.cache.clear()
     return model
 
 

@@ -14,6 +14,6 @@ def generator(*identity: object) -> np.random.Generator:
 
 
 def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Add white Gaussian noise of standard deviation ``sigma`` / 255; neither clipped nor rounded (DnCNN's convention)."""
+    """Add white Gaussian noise of standard deviation ``sigma`` / 255; neither clipped nor rounded."""
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     return image + noise * np.float32(sigma / 255)

@@ -1,0 +1,203 @@
+"""The command line: ``python -m nystra_bench +sweep=NAME [option=value ...]``."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nystra_bench.configuration import Catalogue, configs_folder
+from nystra_bench.errors import UserError, unknown
+from nystra_bench.sweep.grid import AXES, OPTION_AXES, Overrides
+
+USAGE = """\
+usage: python -m nystra_bench +sweep=NAME [option=value ...]
+
+  +sweep=NAME                      the sweep to run: {sweeps}
+  mode=run|plan|report             run (default): measure what is missing and report; plan: only list the cells;
+                                   report: only draw again from the store
+  attention=[exact,nystra]         replaces the sweep's attentions: {attentions}
+  attention.landmarks=[8,16]       a parameter of the attentions that take it
+  model=NAME  model.weights=FILE   {models}
+  task=NAME  task.images=DIR  task.limit=N
+  window_size=[native,32]  position_bias=[native,interpolate,drop]
+  device=cpu|cuda  dtype=float32  measure=[quality,latency,memory]
+  name=FOLDER  results=DIR         results go to DIR/FOLDER
+  plugins=[DIR]                    folder with options of your own (attention/NAME.yaml and its Python file)
+
+The other options, with what they mean, are in {config}."""
+
+MODES = ("run", "plan", "report")
+
+
+@dataclass
+class Arguments:
+    """The command line, taken apart: ``sweep``, what replaces axes, and what Hydra composes."""
+
+    sweep: str | None = None
+    overrides: Overrides = field(default_factory=Overrides)
+    settings: list[str] = field(default_factory=list)
+    search: list[Path] = field(default_factory=list)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 all done or skipped, 2 some cells failed, 1 anything else."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if not argv or {"-h", "--help"} & set(argv):
+            print(usage())
+            return 0 if argv else 1
+        return _run(argv)
+    except UserError as error:
+        print(f"nystra_bench: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("nystra_bench: interrupted; what was measured is kept, the same command goes on", file=sys.stderr)
+    except Exception as error:
+        logging.getLogger("nystra_bench").error(traceback.format_exc())
+        print(f"nystra_bench: the harness itself failed: {type(error).__name__}: {error}", file=sys.stderr)
+        traceback.print_exc()
+    return 1
+
+
+def usage() -> str:
+    catalogue = Catalogue([configs_folder()])
+    names = {f"{choice}s": ", ".join(catalogue.names(choice)) for choice in ("sweep", "attention", "model")}
+    return USAGE.format(**names, config=configs_folder() / "config.yaml")
+
+
+def _run(argv: list[str]) -> int:
+    arguments = parse(argv)
+    config, catalogue = compose_config(arguments)
+    from nystra_bench.sweep.engine import Engine
+
+    engine = Engine(config, catalogue, arguments.overrides)
+    return {"run": engine.run, "plan": engine.show_plan, "report": engine.report_again}[config["mode"]]()
+
+
+# --------------------------------------------------------------------------- taking the command line apart
+
+
+def parse(argv: list[str]) -> Arguments:
+    """Tell the sweep, the axes and the settings apart; values follow Hydra's grammar of overrides.
+
+    Raises:
+        UserError: a word is no ``option=value``.
+    """
+    arguments = Arguments()
+    for word in argv:
+        override = _parse_word(word)
+        key = override.key_or_group
+        choice, _, parameter = key.partition(".")
+        if key == "sweep":
+            arguments.sweep = str(override.value())
+        elif key in ("hydra.searchpath", "plugins"):
+            arguments.search += [Path(str(v).removeprefix("file://")).expanduser() for v in _values(override)]
+        elif key in AXES:
+            arguments.overrides.axes[key] = _values(override)
+        elif choice in OPTION_AXES and parameter:
+            arguments.overrides.parameters.setdefault(choice, {})[parameter] = _values(override)
+        else:
+            arguments.settings.append(word)
+    return arguments
+
+
+def _parse_word(word: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        raise UserError(
+            f"{word} cannot be read as an option: accepted is option=value, with lists as [a,b] and text with "
+            "blanks or commas in quotes"
+        ) from error
+    if override.is_delete() or override.package is not None:
+        raise UserError(f"{word} is not accepted: an option is given as option=value")
+    return override
+
+
+def _values(override: Override) -> list:
+    """The values as a list: from ``a``, ``[a,b]``, ``a,b`` or ``range(1,5)``."""
+    if override.is_sweep_override():
+        return [_plain(value) for value in override.sweep_iterator(lambda value: value)]
+    value = override.value()
+    return [_plain(v) for v in value] if isinstance(value, list) else [_plain(value)]
+
+
+def _plain(value: object) -> object:
+    return value.text if isinstance(value, QuotedString) else value
+
+
+# --------------------------------------------------------------------------- composing
+
+
+def compose_config(arguments: Arguments) -> tuple[dict, Catalogue]:
+    """The run's settings, composed by Hydra, and the catalogue of options, with the user's folders first.
+
+    Raises:
+        UserError: an option, the sweep, or a value is unknown.
+    """
+    for folder in arguments.search:
+        if not folder.is_dir():
+            raise UserError(f"plugins={folder} is no folder: accepted are folders with attention/, task/, … in them")
+    search = [folder.resolve() for folder in arguments.search]
+    catalogue = Catalogue([*search, configs_folder()])
+    if arguments.sweep is None:
+        raise UserError(f"no sweep is given: add +sweep=NAME, accepted are {', '.join(catalogue.names('sweep'))}")
+    if arguments.sweep not in catalogue.names("sweep"):
+        raise unknown("sweep", arguments.sweep, catalogue.names("sweep"))
+    words = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]"] if search else []
+    try:
+        with initialize_config_dir(str(configs_folder()), version_base="1.3"):
+            base = compose("config")
+            _check_settings(arguments.settings, base)
+            composed = compose("config", overrides=[f"+sweep={arguments.sweep}", *words, *arguments.settings])
+        config = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"the options do not fit together: {str(error).strip().splitlines()[0]}") from error
+    config |= {"sweep_name": arguments.sweep, "plugins": [str(folder) for folder in search]}
+    _check_values(config)
+    return config, catalogue
+
+
+def _check_settings(words: list[str], base: DictConfig) -> None:
+    known = [*_dotted(base), *AXES, "sweep"]
+    for word in words:
+        key = _parse_word(word).key_or_group
+        if key not in known and OmegaConf.select(base, key) is None:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(f"{word}: the option {key} is unknown{hint}: accepted are {', '.join(known)}")
+
+
+def _dotted(config: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in config.items():
+        nested = isinstance(value, DictConfig) and key != "sweep"
+        keys += _dotted(value, f"{prefix}{key}.") if nested else [f"{prefix}{key}"]
+    return keys
+
+
+def _check_values(config: dict) -> None:
+    if config["mode"] not in MODES:
+        raise unknown("mode", config["mode"], MODES)
+    for name, least in (("rounds", 3), ("min_rounds", 1)):
+        value = config["timing"][name]
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"timing.{name}={value} is out of range: accepted are whole numbers from {least} on")
+    for key, value in {**{f"timing.{k}": v for k, v in config["timing"].items()}, "timeout_s": config["timeout_s"]}.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+            raise UserError(f"{key}={value} is out of range: accepted are numbers from 0 on")
+    if not isinstance(config["seed"], int):
+        raise UserError(f"seed={config['seed']} is no whole number")
+    name = config["name"]
+    if name is not None and (not str(name).strip() or Path(str(name)).name != str(name) or str(name) == "store"):
+        raise UserError(f"name={name} is no folder name: accepted are names without / and other than store")

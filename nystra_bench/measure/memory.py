@@ -1,0 +1,59 @@
+"""Peak memory of a call, above what was taken before it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def available(device: str) -> str | None:
+    """Why peak memory cannot be measured here; None where it can."""
+    if device == "cuda":
+        return None
+    try:
+        _RESET.write_text("5")
+    except OSError:
+        return "peak memory on the CPU is read from /proc/self, which this system does not offer"
+    return None
+
+
+def peak_memory(call: Callable[[], object], device: str) -> tuple[float, str]:
+    """Peak memory of one call in MB (10^6 bytes) above the state before it, and how it was read."""
+    gc.collect()
+    return _peak_cuda(call) if device == "cuda" else _peak_cpu(call)
+
+
+def _peak_cuda(call: Callable[[], object]) -> tuple[float, str]:
+    torch.cuda.empty_cache()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6, "peak allocated by PyTorch above the loaded model"
+
+
+def _peak_cpu(call: Callable[[], object]) -> tuple[float, str]:
+    _give_back_free_memory()
+    before = _resident("VmRSS")
+    _RESET.write_text("5")  # the kernel starts its high-water mark anew
+    call()
+    return (_resident("VmHWM") - before) / 1e6, "peak resident set size above the loaded model"
+
+
+def _resident(field: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def _give_back_free_memory() -> None:
+    """Return what malloc keeps of freed memory to the system, so that it does not hide what the call takes."""
+    with contextlib.suppress(OSError, AttributeError):  # another libc than GNU's keeps less
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,130 @@
+"""Interleaved timing: in each round every entry once, in random order, so that drift touches all alike."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from nystra_bench.measure.statistics import Ratio, interquartile_range, paired_ratio
+
+UNSTABLE_SPREAD = 0.10
+"""Interquartile range over median, above which a timing is called unstable."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How to time.
+
+    Args:
+        rounds: how often everything is measured.
+        min_rounds: what is measured even when ``budget_s`` is spent.
+        budget_s: seconds of rounds after which no further round starts.
+        warmup_s: seconds for which each entry runs before any is timed, and at least once.
+        min_sample_ms: a sample repeats a shorter call until it lasts that long, and holds the mean of the calls.
+    """
+
+    rounds: int = 15
+    min_rounds: int = 7
+    budget_s: float = 60.0
+    warmup_s: float = 0.5
+    min_sample_ms: float = 100.0
+
+
+@dataclass
+class Entry:
+    """Something to be timed: ``prepare`` is not timed, ``call`` is."""
+
+    prepare: Callable[[], None]
+    call: Callable[[], object]
+    first_ms: float = 0.0
+    repeats: int = 1
+    samples_ms: list[float] = field(default_factory=list)
+
+
+class Clock:
+    """Milliseconds of a call, on the device's own clock: CUDA events on a GPU, the process's clock on a CPU."""
+
+    def __init__(self, device: str):
+        self.cuda = device == "cuda"
+
+    def __call__(self, call: Callable[[], object], repeats: int = 1) -> float:
+        """Mean time of one call in ms."""
+        return (self._cuda if self.cuda else self._cpu)(call, repeats) / repeats
+
+    @staticmethod
+    def _cpu(call: Callable[[], object], repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter() - start) * 1e3
+
+    @staticmethod
+    def _cuda(call: Callable[[], object], repeats: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end)
+
+
+def warm_up(entry: Entry, timing: Timing, clock: Clock) -> None:
+    """The first call, recorded apart, and then calls for ``warmup_s``; sets how often a sample repeats the call."""
+    entry.prepare()
+    entry.first_ms = clock(entry.call)
+    last, start = clock(entry.call), time.perf_counter()
+    while time.perf_counter() - start < timing.warmup_s:
+        last = clock(entry.call)
+    entry.repeats = max(1, round(timing.min_sample_ms / max(last, 1e-3)))
+
+
+def run_rounds(entries: dict[str, Entry], timing: Timing, clock: Clock, pair: tuple[str, str], seed: int) -> Ratio:
+    """Fill the samples of all entries; returns the A/A interval of ``pair``, two entries of the same thing.
+
+    When the A/A interval excludes 1 after the planned rounds, up to as many again are made: an interval of 95 % misses
+    by chance, too, and more samples tell chance from a disturbed machine.
+    """
+    order, rng, start = list(entries), random.Random(seed), time.perf_counter()
+    for done in range(2 * timing.rounds):
+        spent = time.perf_counter() - start
+        if done >= timing.min_rounds and spent > timing.budget_s * (1 if done < timing.rounds else 2):
+            break
+        if done >= timing.rounds and _self_ratio(entries, pair).contains(1.0):
+            break
+        rng.shuffle(order)
+        _round([entries[name] for name in order], clock)
+    return _self_ratio(entries, pair)
+
+
+def _round(entries: list[Entry], clock: Clock) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for entry in entries:
+            entry.prepare()
+            entry.samples_ms.append(clock(entry.call, entry.repeats))
+    finally:
+        gc.enable()
+
+
+def _self_ratio(entries: dict[str, Entry], pair: tuple[str, str]) -> Ratio:
+    first, second = (entries[name].samples_ms for name in pair)
+    return paired_ratio(first, second)
+
+
+def instability(samples_ms: list[float], noise: Ratio) -> str | None:
+    """Why a timing is not to be trusted, as one clause; None where it is."""
+    if not noise.contains(1.0):
+        return f"exact against itself came out at {noise.low:.3f} to {noise.high:.3f}, which excludes 1"
+    median = sorted(samples_ms)[len(samples_ms) // 2]
+    spread = interquartile_range(samples_ms) / median
+    if spread > UNSTABLE_SPREAD:
+        return f"the interquartile range is {100 * spread:.0f} % of the median"
+    return None

@@ -1,0 +1,32 @@
+"""Structural similarity."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nystra_bench.errors import UserError
+from nystra_bench.metrics.base import Metric
+
+SMALLEST = 11
+
+
+class Ssim(Metric):
+    """SSIM of Wang et al. (2004): Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03, mean over channels."""
+
+    def compare(self, output: np.ndarray, target: np.ndarray) -> float:
+        from skimage.metrics import structural_similarity
+
+        if min(target.shape[:2]) < SMALLEST:
+            raise UserError(
+                f"metrics=ssim needs images of {SMALLEST} pixels a side, not {target.shape[1]}x{target.shape[0]}: "
+                "accepted are larger images, or metrics without ssim"
+            )
+        return structural_similarity(
+            target,
+            output,
+            channel_axis=-1,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=1.0,
+        )

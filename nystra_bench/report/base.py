@@ -1,0 +1,70 @@
+"""What a table and a figure of the report are.
+
+Adding one is one Python file in ``tables/`` or ``figures/`` and one YAML of the same name in ``configs/table/`` or
+``configs/figure/``: ``_target_`` names the class, the other entries are the constructor's arguments. Nothing else is
+edited. A plug-in that raises becomes a note in the report; the rest is drawn all the same.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from nystra_bench.report.columns import Grid, grid
+from nystra_bench.report.frame import ReportData
+
+if TYPE_CHECKING:  # planning and tables do not pay for matplotlib
+    import matplotlib.figure
+
+
+class Table(ABC):
+    """A table: every number as CSV, and a readable choice of columns as Markdown, LaTeX and HTML.
+
+    Args:
+        title: heading of the table.
+        columns: names of the readable columns, in order; those without any content are left out.
+        stem: name of its files without the ending; by default the name of its YAML.
+    """
+
+    def __init__(self, title: str, columns: list[str], stem: str | None = None):
+        self.title, self.columns, self.stem = title, list(columns), stem
+
+    @abstractmethod
+    def table(self, data: ReportData) -> pd.DataFrame:
+        """Every column, raw numbers; what ``<stem>.csv`` holds."""
+
+    def readable(self, data: ReportData) -> Grid:
+        """What people read, already rounded and worded."""
+        return grid(data, self.table(data), self.columns)
+
+    def notes(self, data: ReportData) -> list[str]:
+        """Sentences below the readable table."""
+        return []
+
+
+class Figure(ABC):
+    """A figure, or several of one kind (one for each model, say).
+
+    Args:
+        title: heading in the report.
+    """
+
+    def __init__(self, title: str):
+        self.title = title
+
+    @abstractmethod
+    def caption(self, data: ReportData) -> str:
+        """What is shown and how to read it."""
+
+    @abstractmethod
+    def draw(self, data: ReportData) -> list[tuple[str, matplotlib.figure.Figure]]:
+        """(suffix of the file's name, figure) each; an empty list where there is nothing to draw.
+
+        Figures are made by the object-oriented API (``matplotlib.figure.Figure``): pyplot keeps global state.
+        """
+
+    def nothing(self, data: ReportData) -> str:
+        """Why ``draw`` gives an empty list."""
+        return "There is nothing to draw."

@@ -1,0 +1,186 @@
+"""What the columns mean, and how their numbers are written for people. table.csv holds the raw numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from nystra_bench.report.frame import RATIOS, ReportData
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a readable table.
+
+    Attributes:
+        header: short, with the unit in brackets.
+        meaning: one or two sentences, for a tooltip.
+        digits: decimals; None for text.
+        spread: a second column, written in brackets after the number.
+    """
+
+    name: str
+    header: str
+    meaning: str
+    digits: int | None = None
+    spread: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell, ready to be escaped and shown.
+
+    Attributes:
+        text: what is shown; an en dash where there is nothing.
+        value: what it is sorted by; None sorts last in both directions.
+        kind: ``text``, ``number``, ``unsure`` (a ratio not distinguishable from 1), ``empty``, or ``status-…``.
+        hint: why it looks as it does; may be empty.
+    """
+
+    text: str
+    value: float | str | None
+    kind: str = "text"
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A readable table: only the columns that say something, and what all rows share in a sentence."""
+
+    columns: list[Column]
+    rows: list[list[Cell]]
+    shared: str = ""
+
+
+def _speedup(against: str, what: str) -> Column:
+    meaning = (
+        f"How many times as fast as {what}: median over rounds of the paired ratio of latencies in one session, with "
+        "its bootstrap 95 % interval. Above 1 is faster; ≈1 where the interval contains 1. Read it with the deviation."
+    )
+    return Column(f"speedup_vs_{against}", f"speed-up vs {against}", meaning, 2)
+
+
+_KNOWN = [
+    Column("model", "model", "The restoration model, by the name of its configuration."),
+    Column("window", "window (tokens)", "Side of the attention window.", 0),
+    Column("bias", "bias", "Position bias: native (window as released), interpolate (other window, bias table "
+           "stretched, shift mask kept) or drop (bias and shift mask left out)."),
+    Column("task", "task", "The restoration task."),
+    Column("task_parameters", "task parameters", "The parameters of the degradation."),
+    Column("dataset", "data", "Where the clean images come from."),
+    Column("attention", "attention", "The method put in the place of the model's attention."),
+    Column("landmarks", "landmarks", "Number of landmarks; empty where the method takes none.", 0),
+    Column("iterations", "iterations", "Iterations of the pseudo-inverse; empty where the method takes none.", 0),
+    Column("parameters", "parameters", "All parameters of the attention."),
+    Column("settings", "settings", "Parameters of the attention, beyond landmarks and iterations, that differ here."),
+    Column("device", "device", "Where it was measured."),
+    Column("dtype", "dtype", "Precision of the computation."),
+    Column("images", "images", "Number of images the quality is a mean over.", 0),
+    Column("latency_ms", "latency, ms (IQR)", "Median of one forward pass over interleaved rounds, and in "
+           "brackets the interquartile range.", 1, "latency_iqr_ms"),
+    Column("latency_iqr_ms", "latency IQR (ms)", "Interquartile range of one forward pass.", 2),
+    Column("first_ms", "first call (ms)", "The first call, which is in no other number.", 1),
+    _speedup("exact", "exact attention in separate operations"),
+    _speedup("sdpa", "PyTorch's fused exact attention"),
+    _speedup("native", "the model as released"),
+    Column("floor_ms", "no attention (ms)", "Latency of the same model without any attention, in the same session.", 1),
+    Column("noise_low", "A/A low", "Lower end of the 95 % interval of exact attention against itself.", 3),
+    Column("noise_high", "A/A high", "Upper end of the 95 % interval of exact attention against itself.", 3),
+    Column("peak_memory_mb", "peak memory (MB)", "Peak memory of one forward pass; MB are 10^6 bytes.", 0),
+    Column("gflops", "operations (GFLOP)", "Of one forward pass; a multiply-add counts as two.", 2),
+    Column("attention_gflops", "attention (GFLOP)", "The operations of the attention alone.", 2),
+    Column("status", "status", "The worst of the row's measures: done, skipped, unstable, missing or a failure."),
+    Column("reason", "reason", "Why a row is not done."),
+]  # fmt: skip
+_BY_NAME = {column.name: column for column in _KNOWN}
+
+_DIGITS = {"dB": 2}
+_AGAINST = {
+    "deviation_": "Distance from the output of exact attention in the same model, window and bias mode.",
+    "native_": "Distance from the output of the model as released.",
+    "input_": "Of the degraded input itself.",
+}
+_TITLES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "rms": "RMS", "max": "maximum"}
+
+
+def column(name: str, data: ReportData) -> Column:
+    """The column of a name: a known one, else a metric as it describes itself."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    described = data.descriptions.get(name) or data.descriptions.get(name.removeprefix("input_")) or {}
+    unit = str(described.get("unit") or "")
+    header = " ".join(_TITLES.get(word, word) for word in name.split("_"))
+    meaning = [text for prefix, text in _AGAINST.items() if name.startswith(prefix)]
+    meaning += [f"Convention: {described['convention']}."] if described.get("convention") else []
+    if "higher_is_better" in described:
+        meaning.append("Higher is better." if described["higher_is_better"] else "Lower is better.")
+    header += f" ({unit})" if unit not in ("", "1") else ""
+    return Column(name, header, " ".join(meaning), _DIGITS.get(unit, 4))
+
+
+def plain(value: Any) -> str:
+    """A value of the frame as text; empty for none."""
+    return "" if pd.isna(value) else str(value)
+
+
+def number(value: float, digits: int) -> str:
+    """Fixed decimals; an infinity as its sign, a number too small for them in scientific notation."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value and abs(value) < 0.5 * 10**-digits:
+        return f"{value:.1e}"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+EMPTY = Cell("–", None, "empty")
+
+
+def cell(row: pd.Series, column: Column) -> Cell:
+    """The cell of a row of the frame."""
+    value = row.get(column.name)
+    if value is None or pd.isna(value) or value == "":
+        return EMPTY
+    if column.name == "status":
+        return Cell(str(value), str(value), f"status-{value}", plain(row.get("reason")))
+    if column.name in RATIOS:
+        return ratio(row, column)
+    if column.digits is None or isinstance(value, str):
+        return Cell(str(value), str(value))
+    text = number(float(value), column.digits)
+    if column.spread and not pd.isna(row.get(column.spread)):
+        text += f" ({number(row[column.spread], column.digits)})"
+    hint = "Identical to what it is compared with." if math.isinf(value) and "deviation" in column.name else ""
+    return Cell(text, float(value), "number", hint)
+
+
+def ratio(row: pd.Series, column: Column) -> Cell:
+    """A speed-up with its interval; hidden without a deviation beside it, and ≈1 where it cannot be told from 1."""
+    if row.filter(like="deviation_").isna().all():
+        return replace(EMPTY, hint="Not shown: no deviation was measured, and a speed-up means nothing without one.")
+    value, low, high = (float(row[column.name + end]) for end in ("", "_low", "_high"))
+    interval = f"{number(low, column.digits)}–{number(high, column.digits)}"
+    if low <= 1 <= high:
+        return Cell(f"≈1 ({interval})", value, "unsure", "Not distinguishable from 1: the interval contains it.")
+    return Cell(f"{number(value, column.digits)} ({interval})", value, "number", "Bootstrap 95 % interval in brackets.")
+
+
+IDENTIFYING = ["model", "window", "bias", "task", "task_parameters", "dataset", "device", "dtype", "images"]
+
+
+def grid(data: ReportData, frame: pd.DataFrame, names: list[str]) -> Grid:
+    """The readable form of a frame: columns without any content are left out, constant ones said once."""
+    frame = frame.assign(settings=data.details["settings"])
+    columns = [column(name, data) for name in names if name in frame and _says_something(frame[name])]
+    same = {name for name in IDENTIFYING if len(frame) > 1 and frame[name].nunique(dropna=False) == 1}
+    constant = [c for c in columns if c.name in same]
+    shared = "; ".join(f"{c.header} {plain(frame[c.name].iloc[0])}" for c in constant)
+    columns = [c for c in columns if c not in constant]
+    rows = [[cell(row, c) for c in columns] for _, row in frame.iterrows()]
+    return Grid(columns, rows, f"In all rows: {shared}." if shared else "")
+
+
+def _says_something(values: pd.Series) -> bool:
+    return bool((values.notna() & (values.astype(object) != "")).any())

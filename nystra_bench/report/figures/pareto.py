@@ -1,0 +1,174 @@
+"""Quality against latency: what each attention costs, and how near it comes to the original."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from matplotlib.lines import Line2D
+
+from nystra_bench.report.base import Figure
+from nystra_bench.report.columns import column
+from nystra_bench.report.frame import FLOOR, ORIGINAL, REFERENCES, RELEASED, ReportData
+from nystra_bench.report.plotting import (
+    GREY,
+    LINES,
+    Label,
+    draw_infinite,
+    infinite_level,
+    latency_axis,
+    looks,
+    new_figure,
+    pareto_front,
+    place_labels,
+    series,
+    settle,
+)
+from nystra_bench.report.wording import group_label, groups
+
+FIGURE = ["model", "task", "task_parameters", "dataset", "device", "dtype"]
+ROW = ["window", "bias"]
+NATIVE = "#222222"
+
+
+class Pareto(Figure):
+    """One figure for each model, task and device: a row of axes for each window and bias, a column for each metric.
+
+    Args:
+        metrics: columns of the frame, higher is better.
+    """
+
+    def __init__(self, title: str, metrics: list[str]):
+        super().__init__(title)
+        self.metrics = list(metrics)
+
+    def caption(self, data: ReportData) -> str:
+        undrawn = len(data.frame) - len(self._drawable(data))
+        missing = f" {undrawn} rows without a latency or a quality are not drawn." if undrawn else ""
+        mixed = any(data.details.loc[rows.index, "session"].nunique() > 1 for _, rows in groups(data.frame))
+        sessions = " Some axes show timings of several sessions, between which a machine can drift." if mixed else ""
+        return (
+            "Left and up is better. Each point is one attention: median latency with its interquartile range; numbers "
+            "beside points are landmarks, and points of one method that differ in them alone are joined. Grey marks "
+            "are references: exact and sdpa compute the original, identity has no attention at all and bounds what any "
+            "replacement can save. The dashed vertical line is the model as released, timed in the same session. The "
+            f"shaded line is the Pareto front. Open marks are unstable timings.{missing}{sessions}"
+        )
+
+    def nothing(self, data: ReportData) -> str:
+        return "No configuration has both a latency and a quality."
+
+    def draw(self, data: ReportData) -> list[tuple[str, Drawing]]:
+        drawable = groups(self._drawable(data), FIGURE)
+        return [(group_label(group, FIGURE), self._figure(data, rows)) for group, rows in drawable]
+
+    def _metrics(self, frame: pd.DataFrame) -> list[str]:
+        return [name for name in self.metrics if name in frame and frame[name].notna().any()]
+
+    def _drawable(self, data: ReportData) -> pd.DataFrame:
+        rows = data.frame[data.frame["latency_ms"].notna()]
+        return rows[rows[self._metrics(rows)].notna().any(axis=1)]
+
+    def _figure(self, data: ReportData, rows: pd.DataFrame) -> Drawing:
+        panels, metrics = list(groups(rows, ROW)), self._metrics(rows)
+        figure = new_figure(4.7 * len(metrics), 2.9 * len(panels) + 0.9)
+        grid = figure.subplots(len(panels), len(metrics), squeeze=False, sharex=True, sharey="col")
+        handles: dict[str, Line2D] = {}
+        drawn = []
+        for metric, column_of_axes in zip(metrics, grid.T, strict=True):
+            level = infinite_level(rows[metric])
+            for axes, (group, members) in zip(column_of_axes, panels, strict=True):
+                points = _Points(data, members[members[metric].notna()], metric, level)
+                drawn.append((axes, points, points.draw(axes, handles)))
+                points.draw_native(axes, _native(data, rows, metric), handles)
+                axes.set_title(group_label(group, ROW), loc="left")
+                axes.set_ylabel(column(metric, data).header)
+            if level is not None:
+                for axes in column_of_axes:
+                    draw_infinite(axes, level)
+        seen = data.details.loc[rows.index, ["latency_q1", "latency_q3", "native_ms"]].to_numpy(float).ravel()
+        latency_axis(grid[0, 0], seen)
+        for axes in grid[-1]:
+            axes.set_xlabel("latency of one forward pass (ms)")
+        figure.suptitle(group_label(rows.iloc[0], FIGURE), fontsize=10.5, fontweight="bold")
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
+        settle(figure)
+        for axes, points, labels in drawn:
+            place_labels(axes, labels, points.places)
+        return figure
+
+
+def _native(data: ReportData, rows: pd.DataFrame, metric: str) -> float:
+    """The released model's value of a metric against the ground truth; nan where there is none.
+
+    A metric that also exists as ``native_…`` is a deviation, which has another original in each axes.
+    """
+    released = rows[(rows["bias"] == RELEASED) & (rows["attention"] == ORIGINAL)]
+    is_deviation = f"{RELEASED}_{metric}" in data.frame
+    return float("nan") if is_deviation or released.empty else float(released[metric].iloc[0])
+
+
+class _Points:
+    """The points of one axes: rows of one group and one metric."""
+
+    def __init__(self, data: ReportData, rows: pd.DataFrame, metric: str, level: float | None):
+        self.data, self.rows = data, rows
+        self.x = rows["latency_ms"].astype(float)
+        self.y = rows[metric].replace(float("inf"), level) if level is not None else rows[metric]
+
+    @property
+    def places(self) -> list[tuple[float, float]]:
+        return list(zip(self.x, self.y, strict=True))
+
+    def draw(self, axes: Axes, handles: dict[str, Line2D]) -> list[Label]:
+        """Draw everything; give back the labels that are still to be placed."""
+        contenders = self.rows.index[self.rows["attention"] != FLOOR]
+        front = pareto_front([(self.x[row], self.y[row]) for row in contenders])
+        if len(front) > 1:
+            xs, ys = zip(*front, strict=True)
+            handles["Pareto front"] = axes.plot(xs, ys, color="#f0c419", linewidth=5, alpha=0.35, zorder=1.5,
+                                                solid_capstyle="round")[0]  # fmt: skip
+        return self._references(axes) + self._methods(axes, handles)
+
+    def _references(self, axes: Axes) -> list[Label]:
+        labels = []
+        for row, name in self.rows["attention"].items():
+            if name in REFERENCES:
+                marker = ("s", "D", "X")[REFERENCES.index(name)]
+                self._mark(axes, row, GREY, marker)
+                labels.append(Label(self.x[row], self.y[row], name, "#444444"))
+        return labels
+
+    def _methods(self, axes: Axes, handles: dict[str, Line2D]) -> list[Label]:
+        look = looks(self.data)
+        labels = []
+        for s in series(self.data, self.rows[~self.rows["attention"].isin(REFERENCES)]):
+            colour, marker = look[s.attention].colour, look[s.attention].marker
+            dashes = LINES[s.number % len(LINES)]
+            axes.plot(self.x[s.rows], self.y[s.rows], color=colour, linestyle=dashes, zorder=3)
+            for row in s.rows:
+                self._mark(axes, row, colour, marker)
+                landmarks = self.rows.at[row, "landmarks"]
+                if not pd.isna(landmarks):
+                    labels.append(Label(self.x[row], self.y[row], str(landmarks), colour))
+            handles.setdefault(s.label, Line2D([], [], color=colour, linestyle=dashes, marker=marker, markersize=5))
+        return labels
+
+    def _mark(self, axes: Axes, row: int, colour: str, marker: str) -> None:
+        """A point with the quartiles of its latency; open where the timing is unstable."""
+        low, high = self.data.details.loc[row, ["latency_q1", "latency_q3"]]
+        x, open_mark = self.x[row], self.rows.at[row, "status"] == "unstable"
+        axes.errorbar(x, self.y[row], xerr=[[max(0.0, x - low)], [max(0.0, high - x)]], color=colour, marker=marker,
+                      markersize=5.5, capsize=2, elinewidth=1, markerfacecolor="white" if open_mark else colour,
+                      markeredgecolor=colour if open_mark else "white", markeredgewidth=1.2 if open_mark else 0.5,
+                      zorder=4)  # fmt: skip
+
+    def draw_native(self, axes: Axes, value: float, handles: dict[str, Line2D]) -> None:
+        """The released model: a line at its latency, and a star where its quality is on the same scale."""
+        latency = self.data.details.loc[self.rows.index, "native_ms"].median()
+        if pd.isna(latency):
+            return
+        axes.axvline(latency, color=NATIVE, linestyle=(0, (5, 3)), linewidth=1, zorder=2)
+        if not pd.isna(value):
+            axes.plot(latency, value, marker="*", markersize=11, color=NATIVE, markeredgecolor="white", zorder=5)
+        handles["native model"] = Line2D([], [], color=NATIVE, linestyle=(0, (5, 3)), linewidth=1, marker="*")

@@ -1,0 +1,29 @@
+"""The table of a sweep: every row and column as CSV, a readable part of it for people."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from nystra_bench.report.base import Table
+from nystra_bench.report.columns import Grid, grid
+from nystra_bench.report.frame import COLUMNS, ReportData
+from nystra_bench.report.wording import ORIGINALS, conventions, noise_lines
+
+
+class MainTable(Table):
+    """All configurations of the sweep."""
+
+    def table(self, data: ReportData) -> pd.DataFrame:
+        return data.frame
+
+    def readable(self, data: ReportData) -> Grid:
+        """The columns asked for; ``other_metrics`` stands for all metrics that the schema has no column for."""
+        known = {*COLUMNS, "task_parameters", *self.columns}
+        other = [name for name in data.frame if name not in known and not name.startswith("input_")]
+        names = [n for name in self.columns for n in (other if name == "other_metrics" else [name])]
+        return grid(data, self.table(data), names)
+
+    def notes(self, data: ReportData) -> list[str]:
+        speed = "Speed-ups with a bootstrap 95 % interval; ≈1 where it contains 1; not shown without a deviation."
+        noise = "Noise floor (A/A): " + " ".join(noise_lines(data))
+        return [speed, noise, "Metrics: " + " ".join(conventions(data)), ORIGINALS]

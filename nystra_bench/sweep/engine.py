@@ -1,0 +1,151 @@
+"""A sweep from its configuration to its report: plan, measure what is missing, draw."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections import Counter
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from nystra_bench.configuration import Catalogue
+from nystra_bench.errors import UserError
+from nystra_bench.sweep.cell import SCHEMA
+from nystra_bench.sweep.grid import Overrides, expand
+from nystra_bench.sweep.inspection import look
+from nystra_bench.sweep.plan import Planned, plan, request_of
+from nystra_bench.sweep.progress import Progress
+from nystra_bench.sweep.session import SessionRun, group
+from nystra_bench.sweep.store import FAILURES, Store, write_atomically
+
+log = logging.getLogger("nystra_bench")
+
+RETRIED = ("unstable", *FAILURES)
+
+
+class Engine:
+    """One sweep.
+
+    Args:
+        config: the composed settings (``configs/config.yaml``).
+        catalogue: the options of all choices.
+        overrides: what the user gave for axes and parameters.
+    """
+
+    def __init__(self, config: dict, catalogue: Catalogue, overrides: Overrides):
+        self.config, self.catalogue, self.overrides = config, catalogue, overrides
+        self.results = Path(config["results"]).expanduser().resolve()
+        self.name = str(config["name"] or config["sweep_name"])
+        self.folder = self.results / self.name
+        self.store = Store(self.results / "store")
+        for status in config["retry"]:
+            if status not in RETRIED:
+                raise UserError(f"retry={status} is unknown: accepted are {', '.join(RETRIED)}")
+        self.references = {
+            role: catalogue.option("attention", name) for role, name in config["references"].items()
+        }
+        self.metrics = catalogue.choose("metric", config["metrics"])
+        self.plugins = {f"{kind}s": catalogue.choose(kind, config[f"{kind}s"]) for kind in ("table", "figure")}
+
+    # ----------------------------------------------------------------- the three modes
+
+    def run(self) -> int:
+        """Plan, measure what is missing, report."""
+        planned = self.plan()
+        with self.store.lock():
+            self._start_log()
+            self._write_cells(planned)
+            missing = self.missing(planned)
+            print(f"{self.name}: {self._summary(planned)}; {len(missing)} to measure", flush=True)
+            self._measure(missing)
+        return self._report(planned)
+
+    def show_plan(self) -> int:
+        """List the cells with status and reason."""
+        planned = self.plan()
+        lines = [f"{status:9} {p.cell.describe()}{f'  ({reason})' if reason else ''}"
+                 for p in planned for status, reason in [self.status(p)]]
+        print("\n".join([*lines, f"{self.name}: {self._summary(planned)}; {len(self.missing(planned))} to measure"]))
+        return 0
+
+    def report_again(self) -> int:
+        """Draw again from the store; measures nothing."""
+        planned = self.plan()
+        self._start_log()
+        self._write_cells(planned)
+        return self._report(planned)
+
+    # ----------------------------------------------------------------- planning
+
+    def plan(self) -> list[Planned]:
+        choices = expand(self.config["sweep"]["blocks"], self.overrides, self.catalogue)
+        request = request_of(choices, self.metrics, self.catalogue, self.config["plugins"])
+        return plan(choices, look(request), self.catalogue, self.overrides)
+
+    def status(self, p: Planned) -> tuple[str, str | None]:
+        return ("skipped", p.reason) if p.reason else self.store.status(p.cell.key)
+
+    def missing(self, planned: list[Planned]) -> list[Planned]:
+        """The cells to measure now."""
+        again = {"missing", *self.config["retry"]}
+        return [p for p in planned if self.status(p)[0] in again]
+
+    def _summary(self, planned: list[Planned]) -> str:
+        counts = Counter(self.status(p)[0] for p in planned)
+        return f"{len(planned)} cells: " + ", ".join(f"{n} {status}" for status, n in counts.items())
+
+    def _write_cells(self, planned: list[Planned]) -> None:
+        cells = [
+            {"key": p.cell.key, "cell": p.cell.content, "status": p.status, "reason": p.reason} for p in planned
+        ]
+        content = {"schema": SCHEMA, "sweep": self.name, "cells": cells}
+        write_atomically(self.folder / "cells.json", json.dumps(content, indent=1))
+
+    # ----------------------------------------------------------------- measuring
+
+    def _measure(self, missing: list[Planned]) -> None:
+        if not missing:
+            return
+        common = {
+            "store": str(self.store.folder),
+            "sys_path": self.config["plugins"],
+            "metrics": self.metrics,
+            "references": self.references,
+            "timing": self.config["timing"],
+            "seed": self.config["seed"],
+        }
+        progress = Progress({p.cell.key: p.cell.describe() for p in missing})
+        runner = SessionRun(self.store, common, self.config["timeout_s"], self.log_file, progress)
+        for session in group(missing):
+            runner.run(session)
+        progress.close()
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "nystra_bench.log"
+
+    def _start_log(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(self.log_file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.handlers = [handler]
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        log.info("command: %s", " ".join(sys.argv))
+
+    # ----------------------------------------------------------------- reporting
+
+    def _report(self, planned: list[Planned]) -> int:
+        from nystra_bench.report.build import build_report
+
+        settings = {key: value for key, value in self.config.items() if key != "sweep_name"}
+        given = {"axes": self.overrides.axes, "parameters": self.overrides.parameters}
+        page = build_report(self.results, self.name, self.plugins, OmegaConf.to_yaml({**settings, "given": given}))
+        statuses = [self.status(p)[0] for p in planned]
+        failed = [status for status in statuses if status in FAILURES]
+        print(f"{self.name}: {self._summary(planned)}\n{page}")
+        if failed:
+            print(f"{len(failed)} cells failed: the reasons are in the table, tracebacks in {self.log_file}")
+        return 2 if failed else 0

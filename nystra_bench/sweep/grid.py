@@ -1,0 +1,173 @@
+"""From the blocks of a sweep to the list of choices: pure, without torch.
+
+A block is a product of axes. An axis holds one value or a list. Those of the *option axes* (model, task, attention,
+device) are names of configuration files, or mappings ``{name: nystra, landmarks: [8, 16]}`` whose lists are axes
+again.
+What the user gives on the command line replaces that axis in every block.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from nystra_bench.configuration import Catalogue
+from nystra_bench.errors import UserError, unknown
+from nystra_bench.sweep.cell import MEASURES, canonical_json
+
+OPTION_AXES = ("model", "task", "attention", "device")
+DEFAULTS = {
+    "window_size": "native",
+    "position_bias": "native",
+    "dtype": "float32",
+    "measure": list(MEASURES),
+    "device": "available",
+}
+AXES = ("model", "task", "window_size", "position_bias", "attention", "device", "dtype", "measure")
+BIAS_MODES = ("native", "interpolate", "drop")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option with its parameters, all of them; hashable by its canonical JSON."""
+
+    name: str
+    text: str
+    config: dict = field(compare=False)
+
+    @classmethod
+    def of(cls, name: str, config: Mapping) -> Option:
+        return cls(name, canonical_json({"name": name, **config}), dict(config))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the configuration asks for; it becomes a cell once the weights, images and devices have been looked at."""
+
+    model: Option
+    task: Option
+    window_size: int | str
+    position_bias: str
+    attention: Option
+    device: Option | None
+    """None stands for every device that the machine has."""
+    dtype: str
+    measure: str
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user gave: whole axes, and parameters of options as ``parameters["attention"]["landmarks"]``."""
+
+    axes: dict[str, list] = field(default_factory=dict)
+    parameters: dict[str, dict[str, list]] = field(default_factory=dict)
+
+
+def listed(value: object) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def expand(blocks: Iterable[Mapping], overrides: Overrides, catalogue: Catalogue) -> list[Choice]:
+    """All choices of a sweep, in the order of its blocks, each once.
+
+    Raises:
+        UserError: an axis, option, parameter or value is unknown, or nothing is left to measure.
+    """
+    blocks = list(blocks)
+    if not blocks:
+        raise UserError("sweep.blocks is empty: accepted is a list of blocks, each a mapping of axes to values")
+    _check_parameters(blocks, overrides, catalogue)
+    choices: dict[Choice, None] = {}
+    for block in blocks:
+        choices |= dict.fromkeys(_expand_block(block, overrides, catalogue))
+    if not choices:
+        raise UserError("the choice leaves no cell to measure: widen attention=, window_size= or position_bias=")
+    return list(choices)
+
+
+def _expand_block(block: Mapping, overrides: Overrides, catalogue: Catalogue) -> Iterable[Choice]:
+    for axis in block:
+        if axis not in AXES:
+            raise unknown("sweep.blocks: the axis", axis, AXES)
+    values = []
+    for axis in AXES:
+        given = _narrowed(axis, block.get(axis, DEFAULTS.get(axis)), overrides)
+        if given is None:
+            raise UserError(f"sweep.blocks: a block names no {axis}: accepted are {', '.join(catalogue.names(axis))}")
+        if axis in OPTION_AXES:
+            parameters = overrides.parameters.get(axis, {})
+            given = [o for entry in listed(given) for o in _options(axis, entry, parameters, catalogue)]
+        else:
+            given = [_checked(axis, value) for value in listed(given)]
+        values.append(given)
+    return (_normalised(Choice(*combination)) for combination in itertools.product(*values))
+
+
+def _narrowed(axis: str, in_block: object, overrides: Overrides) -> object:
+    """The axis as the user wants it; an option that the block has too keeps the block's parameters."""
+    if axis not in overrides.axes:
+        return in_block
+    of_block = {e["name"]: e for e in listed(in_block) if isinstance(e, Mapping) and "name" in e}
+    return [of_block.get(value, value) if isinstance(value, str) else value for value in overrides.axes[axis]]
+
+
+def _options(axis: str, entry: object, given: Mapping, catalogue: Catalogue) -> list[Option | None]:
+    """One option for each combination of its parameters' values."""
+    if axis == "device" and entry == "available":
+        return [None]
+    entry = {"name": entry} if not isinstance(entry, Mapping) else dict(entry)
+    name = entry.pop("name", None)
+    config = catalogue.option(axis, str(name))
+    for parameter in entry:
+        if parameter not in config:
+            raise unknown(f"sweep.blocks: the parameter of {axis} {name}", parameter, catalogue.parameters(axis, name))
+    entry |= {key: value for key, value in given.items() if key in config and not key.startswith("_")}
+    names, lists = list(entry), [listed(value) for value in entry.values()]
+    return [
+        Option.of(str(name), config | dict(zip(names, values, strict=True))) for values in itertools.product(*lists)
+    ]
+
+
+def _check_parameters(blocks: list[Mapping], overrides: Overrides, catalogue: Catalogue) -> None:
+    """A parameter that no chosen option takes is a mistake, not something to pass over."""
+    for axis, given in overrides.parameters.items():
+        taken: set[str] = set()
+        for block in blocks:
+            for entry in listed(_narrowed(axis, block.get(axis, DEFAULTS.get(axis)), overrides)):
+                name = entry.get("name") if isinstance(entry, Mapping) else entry
+                names = catalogue.names(axis) if (axis, name) == ("device", "available") else [str(name)]
+                taken |= {parameter for n in names for parameter in catalogue.parameters(axis, n)}
+        for parameter, values in given.items():
+            if parameter not in taken:
+                raise _untaken(axis, parameter, values, taken)
+
+
+def _untaken(axis: str, parameter: str, values: list, taken: set[str]) -> UserError:
+    near = difflib.get_close_matches(parameter, taken, n=1, cutoff=0.5)
+    hint = f" (did you mean {axis}.{near[0]}?)" if near else ""
+    accepted = ", ".join(f"{axis}.{name}" for name in sorted(taken)) or "none"
+    shown = ",".join(map(str, values))
+    return UserError(
+        f"{axis}.{parameter}={shown} is a parameter of no chosen {axis}{hint}: accepted are {accepted}"
+    )
+
+
+def _checked(axis: str, value: object) -> object:
+    """A value of window_size, position_bias, dtype or measure, if it is one."""
+    accepted = {"position_bias": BIAS_MODES, "dtype": DTYPES, "measure": MEASURES}
+    if axis in accepted and value not in accepted[axis]:
+        raise unknown(axis, value, accepted[axis])
+    is_window = value == "native" or (isinstance(value, int) and not isinstance(value, bool) and value >= 2)
+    if axis == "window_size" and not is_window:
+        raise UserError(f"window_size={value} does not fit: accepted are native, or whole numbers from 2 on")
+    return value
+
+
+def _normalised(choice: Choice) -> Choice:
+    """``position_bias=native`` is the model as released, in its own window, whatever windows the axis holds."""
+    if choice.position_bias == "native" and choice.window_size != "native":
+        return Choice(**{**choice.__dict__, "window_size": "native"})
+    return choice

@@ -1,0 +1,142 @@
+"""What only the real objects can tell a plan: windows, weights, images, devices, refusals.
+
+Planning imports no torch; it asks this module in a process of its own (``look``), which answers with plain data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+
+from nystra_bench.errors import UserError
+
+
+def look(request: dict) -> dict:
+    """Answer a request (see ``answer``) in a child process.
+
+    Raises:
+        UserError: something that the user gave does not fit.
+        RuntimeError: the inspection itself failed; the text has its traceback.
+    """
+    command = [sys.executable, "-m", "nystra_bench.sweep.inspection"]
+    run = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=child_environment())
+    lines = run.stdout.strip().splitlines()
+    if run.returncode or not lines:
+        raise RuntimeError(f"the inspection ended with exit code {run.returncode}\n{run.stderr}")
+    answered = json.loads(lines[-1])
+    if "error" in answered:
+        raise UserError(answered["error"])
+    return answered
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of child processes: they find this package wherever the parent was started."""
+    from nystra_bench.configuration import _HERE
+
+    paths = [str(_HERE.parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+
+
+def answer(request: dict) -> dict:
+    """Facts about the options in ``request``.
+
+    ``models``, ``tasks``, ``attentions``, ``devices``: {identity: configuration}; ``metrics``: {name: configuration};
+    ``windows``: sides that occur besides the native ones; ``sys_path``: folders with the code of plug-ins.
+    """
+    sys.path[:0] = request["sys_path"]
+    models = {key: _model(config) for key, config in request["models"].items()}
+    windows = sorted({*request["windows"], *(facts["native_window"] for facts in models.values())})
+    import torch
+
+    return {
+        "models": models,
+        "tasks": {key: _task(config) for key, config in request["tasks"].items()},
+        "attentions": {key: _attention(config, windows) for key, config in request["attentions"].items()},
+        "metrics": {name: _metric(config) for name, config in request["metrics"].items()},
+        "devices": {key: _device(config) for key, config in request["devices"].items()},
+        "torch": torch.__version__,
+    }
+
+
+def _model(config: dict) -> dict:
+    from nystra_bench.models import load_configured
+    from nystra_bench.models.checkpoints import resolve, sha256
+
+    model = load_configured(config)
+    path = resolve(config["weights"])
+    return {
+        "native_window": model.window_size,
+        "weights": sha256(path),
+        "path": str(path),
+        "version": model.version,
+        "scale": model.scale,
+        "channels": model.channels,
+    }
+
+
+def _task(config: dict) -> dict:
+    from nystra_bench.configuration import instantiate
+
+    task = instantiate(config)
+    sides = [side for sample in task.samples() for side in sample.degraded.shape[:2]]
+    return {
+        "version": task.version,
+        "dataset": task.dataset,
+        "params": task.identity(),
+        "data": task.digest(),
+        "scale": task.scale,
+        "channels": task.channels,
+        "largest_side": max(sides),
+    }
+
+
+def _attention(config: dict, windows: list[int]) -> dict:
+    from nystra_bench.configuration import instantiate
+
+    attention = instantiate(config)
+    return {
+        "version": attention.version,
+        "params": {key: value for key, value in config.items() if not key.startswith("_")},
+        "refusals": {str(size): attention.refuses(size, size) for size in windows},
+    }
+
+
+def _metric(config: dict) -> dict:
+    from nystra_bench.configuration import instantiate
+
+    metric = instantiate(config)
+    return {"version": metric.version, "params": {k: v for k, v in config.items() if not k.startswith("_")}}
+
+
+def _device(config: dict) -> dict:
+    import torch
+
+    from nystra_bench.measure.environment import hardware, usable_cores
+
+    kind, threads = config.get("type"), config.get("threads")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise UserError(f"device.threads={threads} is out of range: accepted are whole numbers from 1 on, or null")
+    if kind == "cuda" and not torch.cuda.is_available():
+        return {"refusal": "PyTorch finds no CUDA GPU on this machine"}
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"device.type={kind} is unknown: accepted are cpu, cuda")
+    return {"refusal": None, "hardware": hardware(kind), "threads": threads or usable_cores()}
+
+
+def main() -> None:
+    sink, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints gets between the lines of the answer
+    try:
+        answered = answer(json.load(sys.stdin))
+    except UserError as error:
+        answered = {"error": str(error)}
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+    print(json.dumps(answered), file=sink)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Telling people how far a run is: one redrawn line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: ``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+
+
+class Progress:
+    """Counts cells as events come in. It draws only then: never while a timing runs.
+
+    Args:
+        names: what to call each cell, by key.
+    """
+
+    def __init__(self, names: dict[str, str], stream: TextIO | None = None):
+        self.names = names
+        self.stream = stream or sys.stderr
+        self.on_terminal = self.stream.isatty()
+        self.done = 0
+        self.started = time.monotonic()
+
+    def __call__(self, event: dict) -> None:
+        if event["event"] == "start":
+            self._at(event)
+            return
+        self.done += 1
+        trouble = event.get("reason") or ("unstable" if event.get("status") == "unstable" else "")
+        if trouble or not self.on_terminal:
+            self._line(f"[{self.done}/{len(self.names)}] {self.names[event['key']]} {event['status']} {trouble}".rstrip())
+        self._status("")
+
+    def _at(self, event: dict) -> None:
+        n = len(event["keys"])
+        what = self.names[event["keys"][0]] if n == 1 else f"timing {n} cells together, silently"
+        if self.on_terminal:
+            self._status(what)
+        elif n > 1:
+            self._line(f"[{self.done}/{len(self.names)}] {what}")
+
+    def _remaining(self) -> str:
+        if not self.done:
+            return ""
+        left = (time.monotonic() - self.started) / self.done * (len(self.names) - self.done)
+        return f", about {duration(left)} left"
+
+    def _line(self, text: str) -> None:
+        if self.on_terminal:
+            self.stream.write("\r\x1b[K")
+        self.stream.write(f"{text}{'' if self.on_terminal else self._remaining()}\n")
+        self.stream.flush()
+
+    def _status(self, text: str) -> None:
+        if self.on_terminal:
+            self.stream.write(f"\r\x1b[K{self.done}/{len(self.names)} cells{self._remaining()}  {text[:70]}")
+            self.stream.flush()
+
+    def close(self) -> None:
+        if self.on_terminal:
+            self.stream.write("\r\x1b[K")
+        self._line(f"{self.done} cells in {duration(time.monotonic() - self.started)}") if self.done else None
+        self.stream.flush()

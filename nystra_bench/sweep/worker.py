@@ -1,0 +1,347 @@
+"""The worker: one child process a session. Loads model and images once, swaps attentions, measures, writes results.
+
+It is told everything in a JSON file, and imports neither Hydra nor pandas. On standard output it tells its events, one
+JSON object a line; while a timing runs it says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nystra_bench.configuration import instantiate
+from nystra_bench.measure import memory
+from nystra_bench.measure.environment import environment, usable_cores
+from nystra_bench.measure.flops import count_flops
+from nystra_bench.measure.timer import Clock, Entry, Timing, instability, run_rounds, warm_up
+from nystra_bench.models import load_configured, plug
+from nystra_bench.sweep.cell import Cell, canonical_json
+from nystra_bench.sweep.store import Store
+from nystra_bench.tasks.base import Sample
+
+
+class Job:
+    """A cell to be measured, with its attention."""
+
+    def __init__(self, cell: str, attention: dict):
+        self.cell = Cell(cell)
+        self.config = attention
+        self.attention = instantiate(attention)
+
+
+def status_of(error: BaseException) -> str:
+    """``oom`` where memory ran out, ``failed`` otherwise."""
+    out_of_memory = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+    return "oom" if out_of_memory else "failed"
+
+
+def reason_of(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:300]
+
+
+class Worker:
+    """One session.
+
+    The request holds ``store``, ``sys_path``, ``metrics`` and ``references`` (configurations by name), ``timing``,
+    ``seed``, and what ``Session.request`` adds.
+    """
+
+    def __init__(self, request: dict, tell: Callable[[dict], None]):
+        self.request = request
+        self._tell = tell
+        self.id = uuid.uuid4().hex
+        self.store = Store(Path(request["store"]))
+        self.device = request["device"]["type"]
+        self.dtype = getattr(torch, request["dtype"])
+        self.jobs = [Job(**cell) for cell in request["cells"]]
+
+    # ----------------------------------------------------------------- what is loaded once
+
+    def load(self) -> None:
+        request = self.request
+        torch.set_num_threads(request["device"]["threads"] or usable_cores())
+        self.task = instantiate(request["task"])
+        self.model = self._load_model(request["window"], request["position_bias"])
+        is_native = request["position_bias"] == "native"
+        self.native = self.model if is_native else self._load_model(None, "native")
+        self.references = {name: instantiate(config) for name, config in request["references"].items()}
+
+    def _load_model(self, window: int | None, bias: str) -> nn.Module:
+        return load_configured(self.request["model"], window, bias).to(self.device, self.dtype)
+
+    @cached_property
+    def first_input(self) -> Tensor:
+        """The first image of the task, ready on the device: what latency and memory are measured on."""
+        return self._tensor(next(iter(self.task.samples())).degraded)
+
+    def _tensor(self, image: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].contiguous()
+        return tensor.to(self.device, self.dtype)
+
+    # ----------------------------------------------------------------- running
+
+    def run(self) -> None:
+        """Measure all cells: timings first, while the process is fresh."""
+        try:
+            self.load()
+        except Exception as error:
+            for job in self.jobs:
+                self.fail(job, error)
+            return
+        measures = {"latency": self.measure_latency, "memory": self.measure_memory, "quality": self.measure_quality}
+        for measure, run in measures.items():
+            jobs = [job for job in self.jobs if job.cell.measure == measure]
+            if jobs:
+                run(jobs)
+
+    def tell_start(self, jobs: list[Job]) -> None:
+        self._tell({"event": "start", "measure": jobs[0].cell.measure, "keys": [job.cell.key for job in jobs]})
+
+    def save(self, job: Job, value: dict, started: float, reason: str | None = None, attach=None) -> None:
+        self.store.save(
+            job.cell,
+            value,
+            attach=attach,
+            status="unstable" if reason else "done",
+            reason=reason,
+            seconds=round(time.perf_counter() - started, 3),
+            session=self.id,
+            environment={
+                **environment(),
+                "device": self.device,
+                "threads": torch.get_num_threads(),
+                "weights": str(self.request["model"]["weights"]),
+            },
+        )
+        self._tell({"event": "done", "key": job.cell.key, "status": "unstable" if reason else "done"})
+
+    def fail(self, job: Job, error: BaseException) -> None:
+        text = "".join(traceback.format_exception(error))
+        print(f"{job.cell.describe()}\n{text}", file=sys.stderr, flush=True)
+        self.store.fail(job.cell, status_of(error), reason_of(error), text)
+        self._tell(
+            {"event": "failed", "key": job.cell.key, "status": status_of(error), "reason": reason_of(error)}
+        )
+
+    @torch.inference_mode()
+    def forward(self, model: nn.Module, x: Tensor) -> Tensor:
+        return model(x)
+
+    def each(self, jobs: list[Job], measure: Callable[[Job], None]) -> None:
+        """Measure cell by cell; one that fails does not stop the next."""
+        for job in jobs:
+            self.tell_start([job])
+            try:
+                plug(self.model, job.attention)
+                measure(job)
+            except Exception as error:
+                self.fail(job, error)
+
+    # ----------------------------------------------------------------- latency
+
+    def measure_latency(self, jobs: list[Job]) -> None:
+        """Time all cells together with the references, interleaved."""
+        timing, clock, started = Timing(**self.request["timing"]), Clock(self.device), time.perf_counter()
+        names = self._entry_names(jobs)
+        entries: dict[str, Entry] = {}
+        for name, entry in self._candidates(jobs, names).items():
+            cells = [job for job in jobs if names[job.cell.key] == name]
+            if cells:
+                self.tell_start(cells)
+            try:
+                warm_up(entry, timing, clock)
+                entries[name] = entry
+            except Exception as error:
+                traceback.print_exc()
+                for job in cells:
+                    self.fail(job, error)
+        jobs = [job for job in jobs if names[job.cell.key] in entries]
+        if not jobs:
+            return
+        pair = self._add_twin(entries)
+        self.tell_start(jobs)
+        noise = run_rounds(entries, timing, clock, pair, self.request["seed"])
+        for job in jobs:
+            entry = entries[names[job.cell.key]]
+            self.save(job, self._latency(entry, entries), started, instability(entry.samples_ms, noise))
+
+    def _entry_names(self, jobs: list[Job]) -> dict[str, str]:
+        """Which entry times a cell: a reference's where it is the same attention, else one of its own."""
+        references = {canonical_json(config): name for name, config in self.request["references"].items()}
+        return {job.cell.key: references.get(canonical_json(job.config), job.cell.key) for job in jobs}
+
+    def _candidates(self, jobs: list[Job], names: dict[str, str]) -> dict[str, Entry]:
+        entries = {name: self._entry(self.model, attention) for name, attention in self.references.items()}
+        if self.native is not self.model:
+            entries["native"] = self._entry(self.native, None)
+        own = {names[job.cell.key]: job for job in jobs if names[job.cell.key] not in entries}
+        return entries | {name: self._entry(self.model, job.attention) for name, job in own.items()}
+
+    def _entry(self, model: nn.Module, attention) -> Entry:
+        prepare = (lambda: None) if attention is None else (lambda: plug(model, attention))
+        return Entry(prepare, lambda: self.forward(model, self.first_input))
+
+    def _add_twin(self, entries: dict[str, Entry]) -> tuple[str, str]:
+        """A second entry of the first reference that runs: their ratio is the noise floor (A/A)."""
+        name = next(name for name in [*self.references, *entries] if name in entries)
+        first = entries[name]
+        entries[f"{name}_again"] = Entry(first.prepare, first.call, first.first_ms, first.repeats)
+        return name, f"{name}_again"
+
+    def _latency(self, entry: Entry, entries: dict[str, Entry]) -> dict:
+        cells = {job.cell.key for job in self.jobs}
+        companions = {name: e.samples_ms for name, e in entries.items() if name not in cells}
+        return {
+            "samples_ms": entry.samples_ms,
+            "first_ms": entry.first_ms,
+            "repeats": entry.repeats,
+            "companions": companions,
+            "seed": self.request["seed"],
+            **self._size(),
+        }
+
+    def _size(self) -> dict:
+        batch, _, height, width = self.first_input.shape
+        return {"batch": batch, "height": height, "width": width}
+
+    # ----------------------------------------------------------------- memory and operations
+
+    def measure_memory(self, jobs: list[Job]) -> None:
+        self.each(jobs, self._memory)
+
+    def _memory(self, job: Job) -> None:
+        started = time.perf_counter()
+        reason = memory.available(self.device)
+        if reason:
+            raise RuntimeError(reason)
+
+        def call() -> Tensor:
+            return self.forward(self.model, self.first_input)
+
+        call()  # buffers that are made once are no cost of a call
+        peak, method = memory.peak_memory(call, self.device)
+        flops = count_flops(lambda: self.model(self.first_input))
+        value = {
+            "peak_mb": peak,
+            "method": method,
+            "gflops": flops / 1e9,
+            "attention_gflops": (flops - self._flops_without_attention) / 1e9,
+        }
+        self.save(job, value | self._size(), started)
+
+    @cached_property
+    def _flops_without_attention(self) -> int:
+        sites = plug(self.model, instantiate({"_target_": "nystra_bench.attention.identity.IdentityAttention"}))
+        return count_flops(lambda: sites(self.first_input))
+
+    # ----------------------------------------------------------------- quality
+
+    def measure_quality(self, jobs: list[Job]) -> None:
+        self.metrics = {name: instantiate(config) for name, config in self.request["metrics"].items()}
+        with tempfile.TemporaryDirectory() as folder:
+            self.outputs = ReferenceOutputs(self, Path(folder))
+            self.each(jobs, self._quality)
+
+    def _quality(self, job: Job) -> None:
+        started = time.perf_counter()
+        unavailable = {name: reason for name, m in self.metrics.items() if (reason := m.available())}
+        images, first = [], None
+        for sample in self.task.samples():
+            output = self._output(job, sample)
+            images.append(self._scores(sample, output, unavailable))
+            if first is None:
+                first = sample, output
+        describe = {name: m.describe(self.task.convention) for name, m in self.metrics.items()}
+        value = {"images": images, "describe": describe, "unavailable": unavailable}
+        self._save_panel_images(job, first[0])
+        self.save(job, value, started, attach=lambda folder: _save_output(folder, *first))
+
+    def _output(self, job: Job, sample: Sample) -> np.ndarray:
+        """The attention's output, (height, width, C) float32, neither clipped nor rounded."""
+        if canonical_json(job.config) == canonical_json(self.request["references"]["exact"]):
+            return self.outputs.get("exact", sample)
+        plug(self.model, job.attention)
+        return self.restore(self.model, sample)
+
+    def restore(self, model: nn.Module, sample: Sample) -> np.ndarray:
+        return self.forward(model, self._tensor(sample.degraded))[0].permute(1, 2, 0).float().cpu().numpy()
+
+    def _scores(self, sample: Sample, output: np.ndarray, unavailable: dict) -> dict:
+        metrics = {name: m for name, m in self.metrics.items() if name not in unavailable}
+        scores = {name: m(output, self._target(m.against, sample), self.task.convention) for name, m in metrics.items()}
+        of_input = {
+            name: m(sample.degraded, sample.clean, self.task.convention)
+            for name, m in metrics.items()
+            if m.against == "truth" and sample.degraded.shape == sample.clean.shape
+        }
+        height, width = sample.clean.shape[:2]
+        return {"id": sample.id, "height": height, "width": width, "metrics": scores, "input": of_input}
+
+    def _target(self, against: str, sample: Sample) -> np.ndarray:
+        return sample.clean if against == "truth" else self.outputs.get(against, sample)
+
+    def _save_panel_images(self, job: Job, sample: Sample) -> None:
+        path = self.store.panel_images(job.cell, sample.id)
+        if not path.exists():
+            arrays = {"input": sample.degraded, "clean": sample.clean}
+            self.store.write_arrays(path, **{name: array.astype(np.float16) for name, array in arrays.items()})
+
+
+class ReferenceOutputs:
+    """Outputs that deviations are measured from, made once a session and kept on disk: data sets can be large."""
+
+    def __init__(self, worker: Worker, folder: Path):
+        self.worker, self.folder = worker, folder
+
+    def get(self, which: str, sample: Sample) -> np.ndarray:
+        """``exact``: the session's model under exact attention; ``native``: the model as released."""
+        w = self.worker
+        if which == "native" and w.native is w.model:
+            which = "exact"
+        file = self.folder / f"{which}-{quote(sample.id, safe='')}.npy"
+        if not file.exists():
+            model = w.native if which == "native" else plug(w.model, w.references["exact"])
+            np.save(file, w.restore(model, sample))
+        return np.load(file)
+
+
+def _save_output(folder: Path, sample: Sample, output: np.ndarray) -> None:
+    np.savez_compressed(folder / "output.npz", output=output.astype(np.float16), id=sample.id)
+
+
+def end_with_parent() -> None:
+    """End this process when standard input closes, which it does when the parent ends, however it ends."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(3)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> None:
+    request = json.loads(Path(sys.argv[1]).read_text())
+    sys.path[:0] = request["sys_path"]
+    sink, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints gets between the events
+    end_with_parent()
+    Worker(request, lambda event: print(json.dumps(event), file=sink, flush=True)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""What every attention keeps to: run on each YAML of configs/attention, and on each that is dropped in there.
+
+The windows here have 16 x 16 tokens; a method whose YAML does not fit them says so by ``refuses`` and is tested on
+the smallest square window that it accepts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from attention_references import exact, random_qkv, relative_error
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
+
+from nystra_bench.attention.base import Attention, Window
+from nystra_bench.models.windows import WindowAttention, attention_sites, plug
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "attention").glob("*.yaml"))
+IMAGES, WINDOWS, HEADS, DIM = 2, 3, 2, 16
+SIDES = (16, 8, 32, 64)
+
+
+def make(path: Path) -> Attention:
+    return instantiate(OmegaConf.load(path)).eval()
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def attention(request) -> Attention:
+    return make(request.param)
+
+
+@pytest.fixture
+def side(attention) -> int:
+    return next(side for side in SIDES if attention.refuses(side, side) is None)
+
+
+@pytest.fixture
+def window(side) -> Window:
+    """A window with bias, of an image whose last window is cut in two by the shift."""
+    tokens = side * side
+    bias = torch.randn(HEADS, tokens, tokens, generator=torch.Generator().manual_seed(1))
+    regions = torch.zeros(WINDOWS, tokens, dtype=torch.int64)
+    regions[-1, tokens // 2 :] = 1
+    return Window(side, side, lambda: bias, lambda: regions)
+
+
+@pytest.fixture
+def qkv(side):
+    return random_qkv(IMAGES * WINDOWS, HEADS, side * side, DIM, seed=2)
+
+
+def test_there_are_methods_to_test():
+    assert {"exact", "sdpa", "identity", "nystra"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("dim_v", (DIM, 5))
+def test_output_has_the_shape_and_dtype_of_v(attention, window, side, dtype, dim_v):
+    q, k, v = random_qkv(IMAGES * WINDOWS, HEADS, side * side, DIM, dim_v, dtype=dtype)
+    with torch.inference_mode():
+        out = attention(q, k, v, window)
+    assert out.shape == v.shape and out.dtype == dtype
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("largest", (10, 60))
+def test_output_is_finite_for_large_logits(attention, window, qkv, dtype, largest):
+    q, k, v = qkv
+    q = q * (largest / (q @ k.transpose(-2, -1)).abs().max())
+    with torch.inference_mode():
+        out = attention(q.to(dtype), k.to(dtype), v.to(dtype), window)
+    assert out.isfinite().all()
+
+
+def test_forward_is_the_matrix_times_v(attention, window, qkv):
+    q, k, v = qkv
+    with torch.inference_mode():
+        matrix, out = attention.matrix(q, k, window), attention(q, k, v, window)
+    assert matrix.shape == (*q.shape[:-1], q.shape[-2])
+    assert relative_error(out, matrix.double() @ v.double()) < 1e-4
+
+
+def test_exact_methods_equal_the_float64_reference(attention, window, qkv):
+    q, k, v = qkv
+    if not attention.exact:
+        pytest.skip("an approximation")
+    assert attention.uses_bias and attention.uses_mask
+    with torch.inference_mode():
+        out, matrix = attention(q, k, v, window), attention.matrix(q, k, window)
+    assert relative_error(out, exact(q, k, v, window.bias(), window.regions())) < 1e-5
+    torch.testing.assert_close(matrix.sum(-1), torch.ones(matrix.shape[:-1]))
+
+
+@pytest.mark.parametrize("ingredient", ("bias", "mask"))
+def test_bias_and_mask_matter_exactly_where_the_method_says_so(attention, window, side, qkv, ingredient):
+    """A method that does not use one never even asks for it."""
+
+    def untouchable():
+        raise AssertionError(f"{type(attention).__name__} says uses_{ingredient} = False, and asks for it")
+
+    uses = {"bias": attention.uses_bias, "mask": attention.uses_mask}
+    makers = {"bias": window.bias, "mask": window.regions}
+    makers = {name: maker if uses[name] else untouchable for name, maker in makers.items()}
+    full = Window(side, side, makers["bias"], makers["mask"])
+    makers[ingredient] = None
+    without = Window(side, side, makers["bias"], makers["mask"])
+    with torch.inference_mode():
+        plain, given = attention(*qkv, without), attention(*qkv, full)
+    if uses[ingredient]:
+        assert relative_error(given, plain) > 1e-3
+    else:
+        assert torch.equal(given, plain)
+
+
+@pytest.mark.parametrize("dim_v", (DIM, 5))
+def test_flops_are_those_that_torch_counts(attention, window, side, dim_v):
+    """torch 2.13 has no count for the CPU's fused kernel; its two products are counted here from their shapes."""
+    tokens = side * side
+    q, k, v = random_qkv(IMAGES * WINDOWS, HEADS, tokens, DIM, dim_v)
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping={fused: _fused_flops}) as counter:
+        attention(q, k, v, window)
+    assert attention.flops(IMAGES * WINDOWS, HEADS, tokens, DIM, dim_v) == counter.get_total_flops()
+
+
+def _fused_flops(q, k, v, *args, out_shape=None, **kwargs) -> int:
+    batch, heads, queries, dim = q
+    return 2 * batch * heads * queries * k[-2] * (dim + v[-1])
+
+
+def test_method_has_nothing_to_load(attention):
+    assert list(attention.parameters()) == []
+    assert attention.state_dict() == {}
+
+
+def test_class_declares_what_it_is(attention):
+    assert isinstance(attention, Attention)
+    assert isinstance(attention.version, str) and attention.version
+    assert all(isinstance(flag, bool) for flag in (attention.exact, attention.uses_bias, attention.uses_mask))
+    assert type(attention).__doc__ != Attention.__doc__ and type(attention).__doc__
+
+
+def test_inputs_are_left_as_they_were(attention, window, qkv):
+    before = [t.clone() for t in qkv]
+    bias, regions = window.bias().clone(), window.regions().clone()
+    with torch.inference_mode():
+        attention(*qkv, window)
+        attention.matrix(*qkv[:2], window)
+    assert all(torch.equal(a, b) for a, b in zip(qkv, before, strict=True))
+    assert torch.equal(window.bias(), bias) and torch.equal(window.regions(), regions)
+
+
+def test_same_input_gives_the_same_output_in_each_call_and_in_a_second_instance(attention, window, qkv, request):
+    with torch.inference_mode():
+        first, second = attention(*qkv, window), attention(*qkv, window)
+        other = make(request.node.callspec.params["attention"])(*qkv, window)
+    torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(other, first, rtol=1e-6, atol=1e-7)
+
+
+def test_inference_mode_gives_the_same_as_ordinary_mode(attention, window, qkv):
+    with torch.inference_mode():
+        expected = attention(*qkv, window)
+    torch.testing.assert_close(attention(*qkv, window), expected.clone(), rtol=1e-5, atol=1e-6)
+
+
+def test_inputs_need_not_be_contiguous(attention, window, qkv):
+    """Models hand over slices of one permuted (3, B, H, N, d) tensor."""
+    permuted = torch.stack(qkv).transpose(2, 3).contiguous().transpose(2, 3)
+    assert not permuted[0].is_contiguous()
+    with torch.inference_mode():
+        torch.testing.assert_close(attention(*permuted, window), attention(*qkv, window), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", (1, 2, 3, 7, 8, 16, 32))
+def test_windows_that_it_refuses_cannot_be_plugged(attention, size):
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), WindowAttention(size))
+    (site,) = attention_sites(model)
+    original = site.attention
+    reason = attention.refuses(size, size)
+    if reason is None:
+        assert plug(model, attention) is model
+        assert site.attention is attention
+    else:
+        assert isinstance(reason, str) and reason and "\n" not in reason
+        with pytest.raises(ValueError) as error:
+            plug(model, attention)
+        assert reason in str(error.value)
+        assert site.attention is original
+
+
+@pytest.mark.parametrize("size", (1, 2, 3, 7, 8, 16))
+def test_windows_that_it_does_not_refuse_do_work(attention, size):
+    if attention.refuses(size, size) is not None:
+        pytest.skip("refused")
+    q, k, v = random_qkv(2, HEADS, size * size, DIM)
+    with torch.inference_mode():
+        assert attention(q, k, v, Window(size, size)).isfinite().all()

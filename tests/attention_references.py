@@ -1,0 +1,128 @@
+"""Slow float64 references of the attentions, written from METHODS section 1 with plain loops, and data for them.
+
+Nothing here calls the project's own attentions. Tensors are as in the contract: q, k, v (B * nW, H, N, d) with q
+already scaled, bias (H, N, N) or None, regions (nW, N) or None; the windows of one image stand together.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+MASKED = -100.0
+
+
+def relative_error(actual, expected) -> float:
+    """Relative Frobenius norm of the difference, evaluated in float64."""
+    actual, expected = (torch.as_tensor(t, dtype=torch.float64) for t in (actual, expected))
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+# --------------------------------------------------------------------------- data
+
+
+def random_qkv(images_windows, heads, tokens, dim, dim_v=None, seed=0, dtype=torch.float32):
+    """White noise; q comes scaled by 1/sqrt(d)."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(images_windows, heads, tokens, d, generator=generator) for d in (dim, dim, dim_v or dim))
+    return (q / math.sqrt(dim)).to(dtype), k.to(dtype), v.to(dtype)
+
+
+def smooth_qkv(images_windows, heads, height, width, dim, seed=0):
+    """Tokens that vary slowly over the window, as features of images do: landmarks of noise would all be near zero."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def smooth():
+        cells = torch.randn(images_windows * heads, dim, 8, 8, generator=generator)
+        field = F.interpolate(cells, size=(height, width), mode="bilinear")
+        field = field + 0.5 * torch.randn(field.shape, generator=generator)
+        return field.reshape(images_windows, heads, dim, height * width).transpose(-2, -1).contiguous()
+
+    v = torch.randn(images_windows, heads, height * width, dim, generator=generator)
+    return smooth() / math.sqrt(dim), smooth(), v
+
+
+# --------------------------------------------------------------------------- exact and identity
+
+
+def exact_matrix(q, k, bias=None, regions=None) -> np.ndarray:
+    """softmax(QK^T + B + M), window by window and head by head."""
+    q, k = _double(q), _double(k)
+    count, heads, tokens, _ = q.shape
+    out = np.empty((count, heads, tokens, tokens))
+    for b in range(count):
+        for h in range(heads):
+            logits = q[b, h] @ k[b, h].T
+            if bias is not None:
+                logits = logits + _double(bias)[h]
+            if regions is not None:
+                of_window = np.asarray(regions)[b % len(regions)]
+                for i in range(tokens):
+                    logits[i, of_window != of_window[i]] += MASKED
+            weights = np.exp(logits - logits.max(1, keepdims=True))
+            out[b, h] = weights / weights.sum(1, keepdims=True)
+    return out
+
+
+def exact(q, k, v, bias=None, regions=None) -> np.ndarray:
+    return exact_matrix(q, k, bias, regions) @ _double(v)
+
+
+def identity(q, k, v) -> np.ndarray:
+    return _double(v)
+
+
+# --------------------------------------------------------------------------- PnP-Nystra
+
+
+def grid(landmarks: int) -> tuple[int, int]:
+    """The h x w = landmarks with the least |h - w|, h <= w, found by trying all."""
+    pairs = [(h, w) for h in range(1, landmarks + 1) for w in range(h, landmarks + 1) if h * w == landmarks]
+    return min(pairs, key=lambda pair: pair[1] - pair[0])
+
+
+def pooled(tokens: np.ndarray, height: int, width: int, landmarks: int) -> np.ndarray:
+    """Mean of the tokens (N, d) of each cell; cell i of n on a side of s is floor(i s / n) to ceil((i + 1) s / n)."""
+    rows, columns = grid(landmarks)
+    image = tokens.reshape(height, width, -1)
+    means = []
+    for i in range(rows):
+        for j in range(columns):
+            top, bottom = i * height // rows, -(-(i + 1) * height // rows)
+            left, right = j * width // columns, -(-(j + 1) * width // columns)
+            means.append(image[top:bottom, left:right].mean((0, 1)))
+    return np.stack(means)
+
+
+def kernel(x: np.ndarray, guard: float) -> np.ndarray:
+    return np.where(x <= guard, np.exp(np.minimum(x, guard)), math.exp(guard) + (x - guard))
+
+
+def nystra(q, k, v, height, width, landmarks, iterations, init="global", guard=5.0) -> np.ndarray:
+    """PnP-Nystra: kernel of pooled landmarks, Razavi's iteration, and the division by the row sums."""
+    q, k, v = _double(q), _double(k), _double(v)
+    count, heads = q.shape[:2]
+    places = [(b, h) for b in range(count) for h in range(heads)]
+    q_marks = {at: pooled(q[at], height, width, landmarks) for at in places}
+    k_marks = {at: pooled(k[at], height, width, landmarks) for at in places}
+    g_a = {at: kernel(q_marks[at] @ k_marks[at].T, guard) for at in places}
+    norm_1 = {at: np.abs(g_a[at]).sum(0).max() for at in places}
+    norm_inf = {at: np.abs(g_a[at]).sum(1).max() for at in places}
+    out = np.empty(v.shape)
+    for at in places:
+        whole_tensor, own = max(norm_1.values()) * max(norm_inf.values()), norm_1[at] * norm_inf[at]
+        a, eye = g_a[at], np.eye(landmarks)
+        z = a.T / (whole_tensor if init == "global" else own)
+        for _ in range(iterations):
+            z = 0.25 * z @ (13 * eye - a @ z @ (15 * eye - a @ z @ (7 * eye - a @ z)))
+        g_l, g_u = kernel(q[at] @ k_marks[at].T, guard), kernel(q_marks[at] @ k[at].T, guard)
+        ones = np.ones((k.shape[-2], 1))
+        out[at] = (g_l @ (z @ (g_u @ v[at]))) / (g_l @ (z @ (g_u @ ones)) + 1e-12)  # N x N is never needed
+    return out
+
+
+def _double(tensor) -> np.ndarray:
+    return np.asarray(torch.as_tensor(tensor).detach().double())

@@ -1,0 +1,144 @@
+"""A small store made by hand, through the engine's own classes, so that the report is tested on what the engine writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nystra_bench.sweep.cell import SCHEMA, Cell
+from nystra_bench.sweep.store import Store, write_atomically
+
+DESCRIBE = {
+    "psnr": {"unit": "dB", "higher_is_better": True, "convention": "RGB, whole image, clipped, rounded to 8 bits"},
+    "ssim": {"unit": "", "higher_is_better": True, "convention": "RGB, Gaussian window of 11, whole image"},
+    "deviation_psnr": {"unit": "dB", "higher_is_better": True, "convention": "RGB, whole image, not rounded"},
+}
+NYSTRA = {"guard": 5.0, "init": "global", "iterations": 2, "landmarks": 16}
+
+
+class SyntheticStore:
+    """Writes cells, results and failures as the engine does."""
+
+    def __init__(self, results: Path, sweep: str = "demo"):
+        self.results, self.sweep = results, sweep
+        self.store = Store(results / "store")
+        self.cells: list[dict] = []
+
+    def cell(self, measure: str, attention: str, params: dict | None = None, **changes) -> Cell:
+        """A planned cell; ``changes`` replace its fields."""
+        content = {
+            "measure": measure,
+            "model": {"name": "toy_w8", "weights": "aa" * 32, "version": "1", "native_window": 8},
+            "window": 32,
+            "position_bias": "interpolate",
+            "task": {"name": "denoise", "version": "1", "dataset": "bundled", "params": {"sigma": 25.0, "seed": 0}}
+            | {"data": "bb" * 32},
+            "attention": {"name": attention, "version": "1", "params": params or {}},
+            "device": "cpu",
+            "dtype": "float32",
+            "settings": {} if measure == "quality" else {"hardware": "toy", "threads": 2},
+        }
+        cell = Cell.of(content | changes)
+        self.cells.append({"key": cell.key, "cell": cell.content, "status": "planned", "reason": None})
+        return cell
+
+    def skip(self, cell: Cell, reason: str) -> None:
+        self.cells[-1] |= {"status": "skipped", "reason": reason}
+        assert self.cells[-1]["key"] == cell.key
+
+    def quality(self, cell: Cell, images: list[dict], output: np.ndarray | None = None, **about) -> None:
+        """``images``: the metrics of each image; ``output`` (H, W, 3): the restored first image."""
+        value = {
+            "images": [
+                {"id": f"image{n}", "height": 48, "width": 64, "metrics": metrics, "input": {"psnr": 20.0, "ssim": 0.3}}
+                for n, metrics in enumerate(images)
+            ],
+            "describe": DESCRIBE,
+            "unavailable": {"lpips": "no <weights> file"},
+        }
+
+        def attach(folder: Path) -> None:
+            if output is not None:
+                np.savez_compressed(folder / "output.npz", output=output.astype(np.float16), id="image0")
+
+        self._save(cell, value, attach=attach, **about)
+
+    def picture(self, cell: Cell, degraded: np.ndarray, clean: np.ndarray) -> None:
+        """The input and clean image of a cell's task."""
+        self.store.write_arrays(self.store.panel_images(cell, "image0"), input=degraded, clean=clean)
+
+    def latency(self, cell: Cell, samples: list[float], companions: dict, **about) -> None:
+        value = {"samples_ms": samples, "first_ms": 2 * samples[0], "companions": companions}
+        self._save(cell, value | {"height": 48, "width": 64, "batch": 1, "seed": 0}, **about)
+
+    def memory(self, cell: Cell, peak: float = 512.0, gflops: float = 12.5, attention: float = 3.1) -> None:
+        self._save(cell, {"peak_mb": peak, "method": "RSS", "gflops": gflops, "attention_gflops": attention})
+
+    def _save(self, cell: Cell, value: dict, **about) -> None:
+        defaults = {"status": "done", "reason": None, "seconds": 1.0, "session": "s1", "environment": {"cpu": "toy & co"}}
+        self.store.save(cell, value, **(defaults | about))
+
+    def write(self) -> Path:
+        """Write the plan; the results folder."""
+        plan = {"schema": SCHEMA, "sweep": self.sweep, "cells": self.cells}
+        write_atomically(self.results / self.sweep / "cells.json", json.dumps(plan))
+        return self.results
+
+
+COMPANIONS = {
+    "exact": [400.0, 410.0, 390.0, 400.0, 405.0],
+    "exact_again": [401.0, 408.0, 391.0, 399.0, 406.0],
+    "sdpa": [150.0, 152.0, 149.0, 150.0, 151.0],
+    "identity": [60.0, 61.0, 60.0, 60.0, 62.0],
+    "native": [90.0, 91.0, 90.0, 89.0, 90.0],
+}
+
+
+def fill(store: SyntheticStore) -> None:
+    """One group with every kind of outcome: infinities, skipped, failed, missing, unstable, and ugly names."""
+    rng = np.random.default_rng(0)
+    clean = rng.random((48, 64, 3)).astype(np.float32)
+
+    def scores(psnr: float, deviation: float) -> list[dict]:
+        return [
+            {"psnr": psnr - 1, "ssim": 0.8, "deviation_psnr": deviation - 2, "deviation_ssim": 0.9, "lpips2": 0.1},
+            {"psnr": psnr + 1, "ssim": 0.9, "deviation_psnr": deviation + 2, "deviation_ssim": 0.9, "lpips2": 0.3},
+        ]
+
+    for name, params, psnr, deviation, samples in [
+        ("exact", {}, 30.0, float("inf"), COMPANIONS["exact"]),
+        ("identity", {}, 22.0, 24.0, COMPANIONS["identity"]),
+        ("nystra", NYSTRA, 28.0, 32.0, [80.0, 82.0, 78.0, 80.0, 81.0]),
+        ("nystra", NYSTRA | {"landmarks": 8}, 27.0, 30.0, [70.0, 71.0, 70.0, 70.0, 72.0]),
+        ("nystra", NYSTRA | {"landmarks": 8, "init": "matrix"}, 27.5, 30.5, [71.0, 71.0, 70.0, 70.0, 72.0]),
+        ("a<b>&|_%", {}, 25.0, 27.0, [400.0, 409.0, 391.0, 401.0, 404.0]),
+    ]:
+        quality = store.cell("quality", name, params)
+        noisy = clean + (0 if name == "exact" else 0.1) * rng.standard_normal(clean.shape)
+        store.quality(quality, scores(psnr, deviation), noisy)
+        store.picture(quality, clean + 0.2 * rng.standard_normal(clean.shape), clean)
+        unstable = {"status": "unstable", "reason": "spread 12 %"} if name == "identity" else {}
+        store.latency(store.cell("latency", name, params), samples, COMPANIONS, **unstable)
+        store.memory(store.cell("memory", name, params))
+    store.skip(store.cell("quality", "refuser"), "refuses <windows> | of 32")
+    failing = store.cell("quality", "broken")
+    store.store.fail(failing, "failed", "RuntimeError: no <b>luck</b>", "Traceback…")
+    store.quality(store.cell("quality", "half"), scores(26.0, 28.0))
+    store.cell("latency", "half")
+
+
+@pytest.fixture
+def synthetic(tmp_path: Path) -> SyntheticStore:
+    """An empty store in a temporary folder."""
+    return SyntheticStore(tmp_path / "results")
+
+
+@pytest.fixture
+def filled(synthetic: SyntheticStore) -> SyntheticStore:
+    """A store with the sweep ``demo`` in it."""
+    fill(synthetic)
+    synthetic.write()
+    return synthetic
