@@ -329,7 +329,9 @@ def end_with_parent() -> None:
     """End this process when standard input closes, which it does when the parent ends, however it ends."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not sys.stdin: at the end of the interpreter its lock, held by this thread, would be a fatal error.
+        while os.read(0, 4096):
+            pass
         os._exit(3)
 
     threading.Thread(target=wait, daemon=True).start()
