@@ -167,7 +167,8 @@ def train(run: Run, photos, held_out, device, options) -> None:
     loss_of = LOSSES[recipe.loss]
     run.model.train()
     started, last_save, last_log, losses = time.time() - run.seconds, time.time(), time.time(), []
-    while run.step < recipe.steps:
+    last = min(recipe.steps, options.until or recipe.steps)
+    while run.step < last:
         degraded, clean = (side.to(device, non_blocking=True) for side in batch(photos, recipe, run.step))
         run.optimiser.zero_grad(set_to_none=True)
         for group in run.optimiser.param_groups:
@@ -226,7 +227,7 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def export(run: Run, held_out, photos, device, name: str, options) -> None:
+def export(run: Run, held_out, photos, device, name: str) -> None:
     """Write the averaged weights and the model card."""
     model = run.average.module.eval()
     recipe = OmegaConf.to_container(run.recipe)
@@ -255,7 +256,7 @@ def export(run: Run, held_out, photos, device, name: str, options) -> None:
     print(f"wrote {run.folder / name}.safetensors: held-out PSNR {card['held_out_psnr_db']} dB")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*", help="values of the recipe, as steps=1000 or model.spec.dim=48")
@@ -263,10 +264,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: runs/<recipe>")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--until", type=int, help="stop after this step; the same command without it goes on")
     parser.add_argument("--compile", action="store_true", help="train through torch.compile (needs a C++ compiler)")
     parser.add_argument("--log-seconds", type=float, default=60)
     parser.add_argument("--save-seconds", type=float, default=120)
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     recipe = OmegaConf.merge(OmegaConf.load(options.recipe), OmegaConf.from_dotlist(options.overrides))
@@ -276,7 +278,8 @@ def main() -> None:
     photos, held_out = load_photos(options.photos, recipe.held_out_every)
     run = Run(recipe, folder, device)
     train(run, photos, held_out, device, options)
-    export(run, held_out, photos, device, name, options)
+    if run.step >= recipe.steps:
+        export(run, held_out, photos, device, name)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,12 @@ def _figure(name: str, config: Mapping[str, Any], data: ReportData, folder: Path
 
 
 def _save(drawn: Any, folder: Path, stem: str) -> str:
-    """Write PNG and SVG; give back the smaller for the page, or WebP where both are large."""
+    """Write PNG and SVG; give back one of them for the page as a data URI, or WebP where both are large."""
+    from PIL import Image
+
+    from nystra_bench.report.plotting import settle
+
+    settle(drawn)
     png, svg = _encode(drawn, "png"), _encode(drawn, "svg")
     write_atomically(folder / f"{stem}.png", png)
     write_atomically(folder / f"{stem}.svg", svg)
@@ -135,14 +140,16 @@ def _save(drawn: Any, folder: Path, stem: str) -> str:
         return _data_uri("image/svg+xml", svg)
     if len(png) <= LARGEST_INLINE:
         return _data_uri("image/png", png)
-    return _data_uri("image/webp", _encode(drawn, "webp", pil_kwargs={"quality": 90}))
+    webp = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(webp, "webp", quality=90)
+    return _data_uri("image/webp", webp.getvalue())
 
 
-def _encode(drawn: Any, kind: str, **options: Any) -> bytes:
+def _encode(drawn: Any, kind: str) -> bytes:
     content = io.BytesIO()
     # Without a date the same data gives the same file.
     metadata = {"Date": None} if kind == "svg" else None
-    drawn.savefig(content, format=kind, metadata=metadata, facecolor="white", **options)
+    drawn.savefig(content, format=kind, metadata=metadata, facecolor="white")
     return content.getvalue()
 
 

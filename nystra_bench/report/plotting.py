@@ -24,7 +24,6 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
 GREY = "#666666"
-INFINITE = "∞"
 
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -90,13 +89,18 @@ class Series:
 
     Attributes:
         rows: indices in the frame.
-        number: which of its method's series it is; chooses the line.
+        number: which of its method's series it is; chooses line and marker.
     """
 
     attention: str
     label: str
     rows: list[int]
     number: int
+
+    def dress(self, look: Look) -> dict[str, str]:
+        """Colour by the method; line and marker by which of its series it is."""
+        marker = MARKERS[(MARKERS.index(look.marker) + self.number) % len(MARKERS)]
+        return {"color": look.colour, "marker": marker, "linestyle": LINES[self.number % len(LINES)]}
 
 
 def series(data: ReportData, rows: pd.DataFrame) -> list[Series]:
@@ -123,28 +127,40 @@ def _counted(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
-def infinite_level(values: Iterable[float]) -> float | None:
-    """Where to draw an infinite value: clear above all finite ones; None where nothing is infinite."""
-    values = np.asarray(list(values), float)
-    if not np.isposinf(values).any():
+@dataclass(frozen=True)
+class Top:
+    """Where values are drawn that are infinite or above a ceiling: the same as the original, but for rounding.
+
+    Attributes:
+        level: its place on the axis, clear above all other values.
+    """
+
+    level: float
+    ceiling: float
+
+    def place(self, values: pd.Series) -> pd.Series:
+        """The values as they are drawn."""
+        return values.astype(float).where(values <= self.ceiling, self.level).where(values.notna())
+
+    def draw(self, axes: Axes) -> None:
+        """The line and its tick; between it and the last other tick there is no scale."""
+        axes.axhline(self.level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+        bottom, _ = axes.get_ylim()
+        height = self.level - bottom
+        ticks = [t for t in MaxNLocator(5).tick_values(bottom, self.level) if bottom <= t < self.level - 0.12 * height]
+        axes.set_yticks([*ticks, self.level], [*(f"{tick:g}" for tick in ticks), f"> {self.ceiling:g}\nidentical"])
+        axes.set_ylim(bottom, self.level + 0.16 * height)
+
+
+def top_of(values: pd.Series, ceiling: float) -> Top | None:
+    """The place of what exceeds the ceiling; None where nothing does."""
+    if not (values > ceiling).any():
         return None
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return 1.0
-    span = np.ptp(finite) or max(1.0, abs(finite[0]) * 0.1)
-    return float(finite.max() + 0.25 * span)
-
-
-def draw_infinite(axes: Axes, level: float, text: str = "∞ (identical)") -> None:
-    """A line for infinite values, and its tick; what lies above the last finite tick has no scale."""
-    axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
-    axes.annotate(text, (1, level), xycoords=("axes fraction", "data"), xytext=(-3, 3), textcoords="offset points",
-                  ha="right", va="bottom", fontsize=7.5, color=GREY)  # fmt: skip
-    bottom, _ = axes.get_ylim()
-    highest = level - 0.12 * (level - bottom)
-    ticks = [tick for tick in MaxNLocator(5).tick_values(bottom, level) if bottom <= tick < highest]
-    axes.set_yticks([*ticks, level], [*(f"{tick:g}" for tick in ticks), INFINITE])
-    axes.set_ylim(bottom, level + 0.16 * (level - bottom))
+    below = values[np.isfinite(values) & (values <= ceiling)]
+    if below.empty:
+        return Top(1.0, ceiling)
+    span = float(np.ptp(below)) or max(1.0, abs(below.iloc[0]) * 0.1)
+    return Top(float(below.max()) + 0.25 * span, ceiling)
 
 
 def latency_axis(axes: Axes, values: Iterable[float]) -> None:
@@ -173,53 +189,74 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Label:
-    """A text that belongs to a point of the axes, in data coordinates."""
+    """A text that belongs to a point of the axes, in data coordinates.
+
+    Attributes:
+        optional: may be left out where there is no room for it.
+    """
 
     x: float
     y: float
     text: str
     colour: str
+    optional: bool = False
 
 
-_DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1.3), (0, -1.3), (1.4, 0), (-1.4, 0))
-_OFFSETS = [(reach * dx, reach * dy) for reach in (5, 10, 16) for dx, dy in _DIRECTIONS]
+_DIRECTIONS = ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
+_OFFSETS = np.array([(reach * dx, reach * dy) for reach in (4, 8, 13) for dx, dy in _DIRECTIONS], float)
+_POINT = 4.0
+"""Half the side of a marker, in points."""
 
 
-def place_labels(axes: Axes, labels: list[Label], avoid: list[tuple[float, float]] | None = None) -> None:
-    """Write each label beside its point where it covers least: points, labels before it, the rim of the axes.
+def place_labels(axes: Axes, labels: list[Label], points: list[tuple[float, float]]) -> None:
+    """Write each label beside its point where it covers least: points, earlier labels, the rim of the axes.
 
-    The figure's layout has to be final (``settle``). Labels of equal text and place are written once.
+    The figure's layout has to be final (``settle``).
     """
-    points = [(label.x, label.y) for label in labels] + (avoid or [])
-    dpi = axes.figure.dpi / 72
-    places = axes.transData.transform(points) if points else []
-    taken = [Bbox.from_bounds(x - 4 * dpi, y - 4 * dpi, 8 * dpi, 8 * dpi) for x, y in places]
-    for label in dict.fromkeys(labels):
-        text = axes.annotate(label.text, (label.x, label.y), xytext=(0, 0), textcoords="offset points", fontsize=7.5,
-                             color=label.colour, zorder=6)  # fmt: skip
+    if not labels:
+        return
+    dots_per_point = axes.figure.dpi / 72
+    places = axes.transData.transform(points) / dots_per_point
+    taken = [_box(x, y, 2 * _POINT, 2 * _POINT, 0, 0) for x, y in places]
+    frame = Bbox(axes.bbox.get_points() / dots_per_point)
+    for label in sorted(labels, key=lambda label: label.optional):
+        own = axes.transData.transform((label.x, label.y)) / dots_per_point
+        text = axes.annotate(label.text, (label.x, label.y), xytext=(0, 0), textcoords="offset points",
+                             fontsize=7.5, color=label.colour, zorder=6)  # fmt: skip
         text.set_in_layout(False)
-        costs = [_cost(axes, _put(text, offset), taken) for offset in _OFFSETS]  # nearer offsets come first
-        taken.append(_put(text, _OFFSETS[int(np.argmin(costs))]))
+        size = text.get_window_extent()
+        width, height = size.width / dots_per_point, size.height / dots_per_point
+        boxes = [_box(*(own + offset), width, height, *np.sign(offset)) for offset in _OFFSETS]
+        costs = [_cost(box, frame, taken, own, places) for box in boxes]
+        best = int(np.argmin(costs))
+        if label.optional and costs[best] > 0.5:
+            text.remove()
+            continue
+        dx, dy = _OFFSETS[best]
+        text.set(position=(dx, dy), ha=("center", "left", "right")[int(np.sign(dx))],
+                 va=("center", "bottom", "top")[int(np.sign(dy))])  # fmt: skip
+        taken.append(boxes[best])
 
 
-def _put(text, offset: tuple[float, float]) -> Bbox:
-    """Move an annotation by points; the box it then covers, in pixels."""
-    dx, dy = offset
-    text.set_position(offset)
-    text.set_ha("left" if dx > 0 else "right" if dx < 0 else "center")
-    text.set_va("bottom" if dy > 0 else "top" if dy < 0 else "center")
-    return text.get_window_extent()
+def _box(x: float, y: float, width: float, height: float, right: float, up: float) -> Bbox:
+    """A box at (x, y), to its right or left and above or below it by the signs, centred on it where they are 0."""
+    return Bbox.from_bounds(x + (right - 1) / 2 * width, y + (up - 1) / 2 * height, width, height)
 
 
-def _cost(axes: Axes, box: Bbox, taken: list[Bbox]) -> float:
-    """Covered area in square pixels; leaving the axes costs most."""
-    inside = Bbox.intersection(box, axes.bbox)
-    left_out = box.width * box.height - (inside.width * inside.height if inside else 0)
-    overlaps = (Bbox.intersection(box, other) for other in taken)
-    return 10 * left_out + sum(o.width * o.height for o in overlaps if o is not None)
+def _cost(box: Bbox, frame: Bbox, taken: list[Bbox], own: np.ndarray, points: np.ndarray) -> float:
+    """What share of the label is covered; more where it leaves the axes or lies nearer to another point."""
+    area = box.width * box.height
+    inside = Bbox.intersection(box, frame)
+    outside = area - (inside.width * inside.height if inside else 0)
+    covered = sum(o.width * o.height for o in (Bbox.intersection(box, other) for other in taken) if o)
+    centre = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+    distance = np.hypot(*(centre - own))
+    mistaken = (np.hypot(*(points - centre).T) < distance - 1e-6).any()
+    return (3 * outside + covered) / area + 0.4 * mistaken + 0.01 * distance
 
 
 def settle(figure: Figure) -> None:
-    """Lay the figure out once and keep it so."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    """Lay the figure out once and keep it so: a layout costs more than the drawing itself."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")

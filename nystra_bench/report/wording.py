@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pandas as pd
 
 from nystra_bench.report.columns import number
-from nystra_bench.report.frame import FUSED, GROUP, ORIGINAL, REFERENCES, SEVERITY, ReportData, Session
+from nystra_bench.report.frame import FUSED, GROUP, ORIGINAL, REFERENCES, RELEASED, SEVERITY, ReportData, Session
 
 ORIGINALS = (
     "Three originals: “native” is the model as released; “interpolate” is exact attention in another window with the "
@@ -38,6 +39,23 @@ def group_label(group: dict | pd.Series, columns: list[str] = GROUP) -> str:
     return ", ".join(words.values())
 
 
+def shared_columns(data: ReportData) -> list[str]:
+    """The columns of ``GROUP`` in which all rows agree."""
+    return [name for name in GROUP if data.frame[name].nunique(dropna=False) == 1]
+
+
+def shared(data: ReportData) -> str:
+    """What all rows have in common, once and for all; empty where there is nothing."""
+    columns = shared_columns(data)
+    return f"All of this is on {group_label(data.frame.iloc[0], columns)}." if columns else ""
+
+
+def short_label(data: ReportData, group: dict | pd.Series) -> str:
+    """What tells a group from the others of the sweep; empty where it is the only one."""
+    columns = shared_columns(data)
+    return group_label(group, [name for name in GROUP if name not in columns])
+
+
 def method_label(data: ReportData, row: int) -> str:
     """An attention with those parameters that tell it from its fellows."""
     record = data.frame.loc[row]
@@ -46,9 +64,9 @@ def method_label(data: ReportData, row: int) -> str:
     return str(record["attention"]) + (f" ({', '.join(words)})" if words else "")
 
 
-def noise(session: Session) -> str:
+def noise(data: ReportData, session: Session) -> str:
     """What the A/A comparison of a session says."""
-    where = f"{group_label(session.group)}, {session.rounds} rounds"
+    where = ", ".join(filter(None, [short_label(data, session.group), count(session.rounds, "round")]))
     if session.noise is None:
         return f"{where}: exact attention was not timed twice, so the noise floor is unknown."
     low, high = number(session.noise.low, 3), number(session.noise.high, 3)
@@ -60,7 +78,7 @@ def noise(session: Session) -> str:
 
 
 def noise_lines(data: ReportData) -> list[str]:
-    return [noise(session) for session in data.sessions] or ["No timing session: the noise floor is unknown."]
+    return [noise(data, session) for session in data.sessions] or ["No timing session: the noise floor is unknown."]
 
 
 def conventions(data: ReportData) -> list[str]:
@@ -81,7 +99,7 @@ def overview(data: ReportData) -> str:
     return (
         f"{len(data.frame)} configurations from {len(data.cells)} measurements ({statuses or 'none'}): "
         f"{count(data.frame['attention'].nunique(), 'attention')} in {count(len(groups), 'setting')} of model, window, "
-        f"position bias, task, data, device and precision."
+        f"position bias, task, data, device and precision. {shared(data)}"
     )
 
 
@@ -89,9 +107,17 @@ def count(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
-def findings(data: ReportData) -> list[str]:
+@dataclass(frozen=True)
+class Finding:
+    """What one group says: which group (empty where it is the only one), and the sentences."""
+
+    where: str
+    said: str
+
+
+def findings(data: ReportData) -> list[Finding]:
     """For each group: its fastest replacement with its deviation, and what the exact and native models take."""
-    return [_finding(data, rows) for _, rows in groups(data.frame)]
+    return [Finding(short_label(data, group), _finding(data, rows)) for group, rows in groups(data.frame)]
 
 
 def groups(frame: pd.DataFrame, columns: list[str] = GROUP) -> Iterator[tuple[dict, pd.DataFrame]]:
@@ -101,19 +127,19 @@ def groups(frame: pd.DataFrame, columns: list[str] = GROUP) -> Iterator[tuple[di
 
 
 def _finding(data: ReportData, rows: pd.DataFrame) -> str:
-    where = group_label(rows.iloc[0])
     replacements = rows[~rows["attention"].isin(REFERENCES)]
     timed = replacements[replacements["latency_ms"].notna() & replacements["deviation_psnr"].notna()]
     if timed.empty:
-        return f"{where}: no replacement has both a latency and a deviation yet."
+        return "No replacement has both a latency and a deviation yet."
     fastest = timed["latency_ms"].idxmin()
     row = timed.loc[fastest]
     quality = f", its PSNR {number(row['psnr'], 2)} dB{_psnr_of_original(rows)}" if not pd.isna(row["psnr"]) else ""
-    unstable = "; its timing is unstable" if row["status"] == "unstable" else ""
+    unstable = " (unstable)" if row["status"] == "unstable" else ""
     return (
-        f"{where}: the fastest replacement is {method_label(data, fastest)} with {number(row['latency_ms'], 1)} ms"
-        f"{unstable}: {_speed(row, ORIGINAL)} and {_speed(row, FUSED)}. Its deviation from the exact output is "
-        f"{number(row['deviation_psnr'], 2)} dB{quality}.{_closest(data, timed, fastest)}{_native(data, fastest)}"
+        f"The fastest replacement is {method_label(data, fastest)} with {number(row['latency_ms'], 1)} ms{unstable}, "
+        f"{_speed(row, ORIGINAL)} and {_speed(row, FUSED)}; its deviation from the exact output is "
+        f"{number(row['deviation_psnr'], 2)} dB{quality}."
+        f"{_closest(data, timed, fastest)}{_native(data, timed, fastest)}"
     )
 
 
@@ -144,6 +170,13 @@ def _closest(data: ReportData, timed: pd.DataFrame, fastest: int) -> str:
     )
 
 
-def _native(data: ReportData, row: int) -> str:
-    native = data.details.at[row, "native_ms"]
-    return "" if pd.isna(native) else f" The native model takes {number(native, 1)} ms in the same session."
+def _native(data: ReportData, timed: pd.DataFrame, fastest: int) -> str:
+    native, row = data.details.at[fastest, "native_ms"], timed.loc[fastest]
+    if pd.isna(native):
+        return ""
+    said = f" The native model takes {number(native, 1)} ms in the same session"
+    if row[f"speedup_vs_{RELEASED}_high"] < 1:
+        return f"{said}: less than any replacement here."
+    if row[f"speedup_vs_{RELEASED}_low"] <= 1:
+        return f"{said}: not distinguishable from the fastest replacement."
+    return f"{said}."

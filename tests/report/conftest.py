@@ -1,4 +1,4 @@
-"""A small store made by hand, through the engine's own classes, so that the report is tested on what the engine writes."""
+"""A small store made by hand, through the engine's own classes, so that what is read is what is written."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class SyntheticStore:
         self._save(cell, {"peak_mb": peak, "method": "RSS", "gflops": gflops, "attention_gflops": attention})
 
     def _save(self, cell: Cell, value: dict, **about) -> None:
-        defaults = {"status": "done", "reason": None, "seconds": 1.0, "session": "s1", "environment": {"cpu": "toy & co"}}
-        self.store.save(cell, value, **(defaults | about))
+        defaults = {"status": "done", "reason": None, "seconds": 1.0, "session": "s1"}
+        self.store.save(cell, value, **(defaults | {"environment": {"cpu": "toy & co"}} | about))
 
     def write(self) -> Path:
         """Write the plan; the results folder."""

@@ -13,12 +13,11 @@ from nystra_bench.report.columns import column, number
 from nystra_bench.report.frame import FLOOR, ReportData
 from nystra_bench.report.plotting import (
     GREY,
-    LINES,
-    draw_infinite,
-    infinite_level,
+    Top,
     looks,
     new_figure,
     series,
+    top_of,
 )
 from nystra_bench.report.wording import group_label, groups
 
@@ -32,11 +31,12 @@ class Landmarks(Figure):
     Args:
         metric: column of the frame.
         columns: axes beside each other.
+        ceiling: values above are drawn on one line: they are the same as the original but for rounding.
     """
 
-    def __init__(self, title: str, metric: str = "deviation_psnr", columns: int = 3):
+    def __init__(self, title: str, metric: str = "deviation_psnr", columns: int = 3, ceiling: float = 90.0):
         super().__init__(title)
-        self.metric, self.columns = metric, columns
+        self.metric, self.columns, self.ceiling = metric, columns, float(ceiling)
 
     def caption(self, data: ReportData) -> str:
         return (
@@ -65,16 +65,16 @@ class Landmarks(Figure):
         figure = new_figure(max(4.6, 3.1 * across + 0.6), 2.8 * down + 0.8)
         grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
         lines = [members[members["landmarks"].notna()] for _, members in panels]
-        level = infinite_level(pd.concat(lines)[self.metric])
+        top = top_of(pd.concat(lines)[self.metric], self.ceiling)
         handles: dict[str, Line2D] = {}
         for axes, (where, members), rows in zip(grid, panels, lines, strict=False):
-            self._lines(axes, data, rows, level, handles)
+            self._lines(axes, data, rows, top, handles)
             self._floor(axes, members, handles)
             axes.set_title(group_label(where, AXES), loc="left")
             axes.set_xlabel("landmarks")
         for axes in grid[: len(panels)]:
-            if level is not None:
-                draw_infinite(axes, level)
+            if top is not None:
+                top.draw(axes)
         for axes in grid[len(panels) :]:
             axes.remove()
         for axes in grid[: len(panels) : across]:
@@ -83,16 +83,14 @@ class Landmarks(Figure):
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(across + 1, len(handles)))
         return figure
 
-    def _lines(self, axes: Axes, data: ReportData, rows: pd.DataFrame, level: float | None, handles: dict) -> None:
+    def _lines(self, axes: Axes, data: ReportData, rows: pd.DataFrame, top: Top | None, handles: dict) -> None:
         look = looks(data)
         for s in series(data, rows):
             values = rows.loc[s.rows, self.metric]
-            values = values if level is None else values.replace(float("inf"), level)
-            colour, marker = look[s.attention].colour, look[s.attention].marker
-            handles[s.label] = axes.plot(
-                rows.loc[s.rows, "landmarks"].astype(float), values, color=colour, marker=marker, markersize=5,
-                markeredgecolor="white", markeredgewidth=0.5, linestyle=LINES[s.number % len(LINES)],
-            )[0]  # fmt: skip
+            values = values if top is None else top.place(values)
+            landmarks = rows.loc[s.rows, "landmarks"].astype(float)
+            handles[s.label] = axes.plot(landmarks, values, markersize=5, markeredgecolor="white",
+                                         markeredgewidth=0.5, **s.dress(look[s.attention]))[0]  # fmt: skip
         ticks = sorted(set(rows["landmarks"].astype(float)))
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(ticks))

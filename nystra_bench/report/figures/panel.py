@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure as Drawing
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from nystra_bench.report.base import Figure
@@ -19,7 +20,8 @@ from nystra_bench.report.wording import group_label, method_label
 
 MARK = "#ffd400"
 LEVELS = 255
-CELL = 1.62  # width of an image, inches
+CELL, GAP, TITLE, HEAD, MARGIN = 1.62, 0.07, 0.56, 0.3, 0.72
+"""Inches: width of an image, space between two, above an image for its title, above all, and for the colour bar."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class VisualPanel(Figure):
     def caption(self, data: ReportData) -> str:
         return (
             "The first image of the data. Below each image the marked crop, enlarged, and the absolute difference "
-            "from the original (exact attention in the same window and bias mode; mean of the channels, in 8-bit steps), all "
-            "on one square-root scale. The crop is where the variants differ most from the original. In brackets: "
-            f"{self.best_by}, mean over all images. Of an attention with many settings, the best and the cheapest are "
-            "shown."
+            "from the original (exact attention in the same window and bias mode; mean of the channels, in 8-bit "
+            "steps), all on one square-root scale. The crop is where the variants differ most from the original. In "
+            f"brackets: {self.best_by}, mean over all images. Of an attention with many settings, the best and "
+            "the cheapest are shown."
         )
 
     def nothing(self, data: ReportData) -> str:
@@ -113,26 +115,17 @@ class VisualPanel(Figure):
         return "\n".join(lines) + ("" if pd.isna(value) else f"\n({number(value, 1)}{unit})")
 
     def _figure(self, pictures: list[Picture], label: str) -> Drawing:
-        across = min(self.columns, len(pictures))
-        bands = -(-len(pictures) // across)
         height, width = pictures[0].image.shape[:2]
+        sheet = _Sheet(len(pictures), min(self.columns, len(pictures)), height / width)
         place = self._place(pictures, height, width)
-        ratios = [height / width, 1, height / width]
-        figure = new_figure(CELL * across + 0.7, bands * (CELL * sum(ratios) + 0.7) + 0.4)
-        grid = figure.subplots(3 * bands, across, squeeze=False, height_ratios=ratios * bands)
-        for axes in grid.ravel():
-            axes.set_axis_off()
         errors = [picture.error for picture in pictures if picture.error is not None]
         scale = PowerNorm(0.5, 0, max((float(np.quantile(e, 0.999)) for e in errors), default=1.0) or 1.0)
-        maps = []
-        for n, picture in enumerate(pictures):
-            whole, crop, error = grid[3 * (n // across) : 3 * (n // across) + 3, n % across]
-            maps += self._draw(picture, whole, crop, error, place, scale)
+        maps = [shown for n, picture in enumerate(pictures) if (shown := _draw(picture, sheet, n, place, scale))]
         if maps:
-            bar = figure.colorbar(maps[0], ax=grid[2::3].ravel().tolist(), fraction=0.02, pad=0.01, extend="max")
+            bar = sheet.figure.colorbar(maps[0], cax=sheet.bar(), extend="max")
             bar.set_label("|variant − original| (8-bit steps)", fontsize=8)
-        figure.suptitle(label, fontsize=10, fontweight="bold")
-        return figure
+        sheet.figure.suptitle(label, fontsize=10, fontweight="bold", y=1 - 0.08 / sheet.height, va="top")
+        return sheet.figure
 
     def _place(self, pictures: list[Picture], height: int, width: int) -> tuple[int, int, int]:
         """Top, left and side of the square crop in which the variants differ most from the original."""
@@ -147,17 +140,57 @@ class VisualPanel(Figure):
         top, left = np.unravel_index(int(boxes.argmax()), boxes.shape)
         return int(top), int(left), side
 
-    def _draw(self, picture: Picture, whole: Axes, crop: Axes, error: Axes, place: tuple, scale: PowerNorm) -> list:
-        top, left, side = place
-        whole.set_title(picture.title, fontsize=7.5, linespacing=1.1)
-        whole.imshow(picture.image, interpolation="antialiased")
-        crop.imshow(picture.image[top : top + side, left : left + side], interpolation="nearest")
-        whole.add_patch(Rectangle((left - 0.5, top - 0.5), side, side, fill=False, edgecolor=MARK, linewidth=1))
-        _frame(crop, MARK)
-        if picture.error is None:
-            return []
-        _frame(error, "#999999")
-        return [error.imshow(picture.error, cmap="magma", norm=scale, interpolation="antialiased")]
+class _Sheet:
+    """Places of the axes: bands of columns, each column a title, the whole image, the crop and the error map.
+
+    Args:
+        count: columns in all.
+        across: columns beside each other.
+        ratio: height by width of an image.
+    """
+
+    def __init__(self, count: int, across: int, ratio: float):
+        self.across, self.ratio = across, ratio
+        self.band = TITLE + CELL * (1 + 2 * ratio) + 3 * GAP
+        self.width = across * (CELL + GAP) + GAP + MARGIN
+        self.height = HEAD + -(-count // across) * self.band
+        self.figure = new_figure(self.width, self.height)
+        self.figure.set_layout_engine("none")
+
+    def axes(self, n: int, part: int) -> Axes:
+        """The axes of column ``n``: 0 the whole image, 1 the crop, 2 the error map."""
+        heights = [CELL * self.ratio, CELL, CELL * self.ratio]
+        top = HEAD + n // self.across * self.band + TITLE + sum(heights[:part]) + part * GAP
+        axes = self._add(GAP + n % self.across * (CELL + GAP), top, CELL, heights[part])
+        axes.set_axis_off()
+        return axes
+
+    def bar(self) -> Axes:
+        """The axes of the colour bar, right of the first band's error maps."""
+        top = HEAD + TITLE + CELL * (1 + self.ratio) + 2 * GAP
+        return self._add(self.width - MARGIN + 0.05, top, 0.1, CELL * self.ratio)
+
+    def _add(self, left: float, top: float, width: float, height: float) -> Axes:
+        bottom = self.height - top - height
+        return self.figure.add_axes(
+            (left / self.width, bottom / self.height, width / self.width, height / self.height)
+        )
+
+
+def _draw(picture: Picture, sheet: _Sheet, n: int, place: tuple[int, int, int], scale: PowerNorm) -> AxesImage | None:
+    """One column; gives back the error map, where there is one."""
+    top, left, side = place
+    whole, crop = sheet.axes(n, 0), sheet.axes(n, 1)
+    whole.set_title(picture.title, fontsize=7.5, linespacing=1.1, pad=3)
+    whole.imshow(picture.image, interpolation="antialiased")
+    whole.add_patch(Rectangle((left - 0.5, top - 0.5), side, side, fill=False, edgecolor=MARK, linewidth=1))
+    crop.imshow(picture.image[top : top + side, left : left + side], interpolation="nearest")
+    _frame(crop, MARK)
+    if picture.error is None:
+        return None
+    error = sheet.axes(n, 2)
+    _frame(error, "#999999")
+    return error.imshow(picture.error, cmap="magma", norm=scale, interpolation="antialiased")
 
 
 def _frame(axes: Axes, colour: str) -> None:

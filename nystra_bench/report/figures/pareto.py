@@ -12,10 +12,8 @@ from nystra_bench.report.columns import column
 from nystra_bench.report.frame import FLOOR, ORIGINAL, REFERENCES, RELEASED, ReportData
 from nystra_bench.report.plotting import (
     GREY,
-    LINES,
     Label,
-    draw_infinite,
-    infinite_level,
+    Top,
     latency_axis,
     looks,
     new_figure,
@@ -23,6 +21,7 @@ from nystra_bench.report.plotting import (
     place_labels,
     series,
     settle,
+    top_of,
 )
 from nystra_bench.report.wording import group_label, groups
 
@@ -36,11 +35,12 @@ class Pareto(Figure):
 
     Args:
         metrics: columns of the frame, higher is better.
+        ceiling: values above are drawn on one line: they are the same as the original but for rounding.
     """
 
-    def __init__(self, title: str, metrics: list[str]):
+    def __init__(self, title: str, metrics: list[str], ceiling: float = 90.0):
         super().__init__(title)
-        self.metrics = list(metrics)
+        self.metrics, self.ceiling = list(metrics), float(ceiling)
 
     def caption(self, data: ReportData) -> str:
         undrawn = len(data.frame) - len(self._drawable(data))
@@ -52,7 +52,8 @@ class Pareto(Figure):
             "beside points are landmarks, and points of one method that differ in them alone are joined. Grey marks "
             "are references: exact and sdpa compute the original, identity has no attention at all and bounds what any "
             "replacement can save. The dashed vertical line is the model as released, timed in the same session. The "
-            f"shaded line is the Pareto front. Open marks are unstable timings.{missing}{sessions}"
+            "shaded line is the Pareto front (identity left out). Open marks are unstable timings. Deviations above "
+            f"{self.ceiling:g} dB, and infinite ones, are drawn on the top line.{missing}{sessions}"
         )
 
     def nothing(self, data: ReportData) -> str:
@@ -76,16 +77,16 @@ class Pareto(Figure):
         handles: dict[str, Line2D] = {}
         drawn = []
         for metric, column_of_axes in zip(metrics, grid.T, strict=True):
-            level = infinite_level(rows[metric])
+            top = top_of(rows[metric], self.ceiling)
             for axes, (group, members) in zip(column_of_axes, panels, strict=True):
-                points = _Points(data, members[members[metric].notna()], metric, level)
+                points = _Points(data, members[members[metric].notna()], metric, top)
                 drawn.append((axes, points, points.draw(axes, handles)))
                 points.draw_native(axes, _native(data, rows, metric), handles)
                 axes.set_title(group_label(group, ROW), loc="left")
                 axes.set_ylabel(column(metric, data).header)
-            if level is not None:
+            if top is not None:
                 for axes in column_of_axes:
-                    draw_infinite(axes, level)
+                    top.draw(axes)
         seen = data.details.loc[rows.index, ["latency_q1", "latency_q3", "native_ms"]].to_numpy(float).ravel()
         latency_axis(grid[0, 0], seen)
         for axes in grid[-1]:
@@ -111,10 +112,10 @@ def _native(data: ReportData, rows: pd.DataFrame, metric: str) -> float:
 class _Points:
     """The points of one axes: rows of one group and one metric."""
 
-    def __init__(self, data: ReportData, rows: pd.DataFrame, metric: str, level: float | None):
+    def __init__(self, data: ReportData, rows: pd.DataFrame, metric: str, top: Top | None):
         self.data, self.rows = data, rows
-        self.x = rows["latency_ms"].astype(float)
-        self.y = rows[metric].replace(float("inf"), level) if level is not None else rows[metric]
+        self.x = rows["latency_ms"]
+        self.y = rows[metric] if top is None else top.place(rows[metric])
 
     @property
     def places(self) -> list[tuple[float, float]]:
@@ -143,15 +144,15 @@ class _Points:
         look = looks(self.data)
         labels = []
         for s in series(self.data, self.rows[~self.rows["attention"].isin(REFERENCES)]):
-            colour, marker = look[s.attention].colour, look[s.attention].marker
-            dashes = LINES[s.number % len(LINES)]
-            axes.plot(self.x[s.rows], self.y[s.rows], color=colour, linestyle=dashes, zorder=3)
+            dress = s.dress(look[s.attention])
+            axes.plot(self.x[s.rows], self.y[s.rows], color=dress["color"], linestyle=dress["linestyle"], zorder=3)
             for row in s.rows:
-                self._mark(axes, row, colour, marker)
+                self._mark(axes, row, dress["color"], dress["marker"])
                 landmarks = self.rows.at[row, "landmarks"]
                 if not pd.isna(landmarks):
-                    labels.append(Label(self.x[row], self.y[row], str(landmarks), colour))
-            handles.setdefault(s.label, Line2D([], [], color=colour, linestyle=dashes, marker=marker, markersize=5))
+                    inner = row not in (s.rows[0], s.rows[-1])
+                    labels.append(Label(self.x[row], self.y[row], str(landmarks), dress["color"], optional=inner))
+            handles.setdefault(s.label, Line2D([], [], markersize=5, **dress))
         return labels
 
     def _mark(self, axes: Axes, row: int, colour: str, marker: str) -> None:

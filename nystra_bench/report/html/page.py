@@ -54,7 +54,8 @@ def _problems(data: ReportData) -> list[dict[str, Any]]:
     troubled = data.cells[data.cells["status"] != "done"]
     return [
         {
-            "what": f"{wording.group_label(data.frame.loc[cell.row])}: {wording.method_label(data, cell.row)}",
+            "where": wording.short_label(data, data.frame.loc[cell.row]),
+            "what": wording.method_label(data, cell.row),
             "measure": cell.measure,
             "status": cell.status,
             "reason": cell.reason or "no reason given",

@@ -1,0 +1,44 @@
+"""What is installed from a wheel works without the checkout: configurations and bundled weights travel with it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with the package as its wheel installs it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run(build, check=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True)
+    return folder / "site"
+
+
+def run(site, folder, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_wheel_plans_the_default_sweep(site, tmp_path):
+    where = run(site, tmp_path, "-c", "import nystra_bench; print(nystra_bench.__file__)").stdout.strip()
+    assert Path(where).is_relative_to(site)
+    plan = run(site, tmp_path, "-m", "nystra_bench", "+sweep=denoise", "mode=plan")
+    assert plan.returncode == 0, plan.stderr
+    assert "nystra(" in plan.stdout
+    assert plan.stdout.splitlines()[-1].startswith("denoise: ")
+
+
+def test_the_wheel_holds_what_the_report_draws_with(site):
+    assert list((site / "nystra_bench" / "report" / "html").glob("*.j2"))
+    assert list((site / "nystra_bench" / "weights").glob("*.safetensors"))
+    assert {"attention", "model", "sweep", "task", "metric"} <= {p.name for p in (site / "nystra_bench/configs").iterdir()}
