@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
+import os
 import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
@@ -62,10 +65,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"nystra_bench: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("nystra_bench: interrupted; what was measured is kept, the same command goes on", file=sys.stderr)
+    except BrokenPipeError:  # the reader of our output went away, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        logging.getLogger("nystra_bench").error(traceback.format_exc())
-        print(f"nystra_bench: the harness itself failed: {type(error).__name__}: {error}", file=sys.stderr)
+        if logging.getLogger("nystra_bench").handlers:
+            logging.getLogger("nystra_bench").exception("the harness itself failed")
         traceback.print_exc()
+        print(f"nystra_bench: the harness itself failed: {type(error).__name__}: {error}", file=sys.stderr)
     return 1
 
 
@@ -91,7 +97,7 @@ def parse(argv: list[str]) -> Arguments:
     """Tell the sweep, the axes and the settings apart; values follow Hydra's grammar of overrides.
 
     Raises:
-        UserError: a word is no ``option=value``.
+        UserError: a word is no ``option=value``, or has no value.
     """
     arguments = Arguments()
     for word in argv:
@@ -103,9 +109,9 @@ def parse(argv: list[str]) -> Arguments:
         elif key in ("hydra.searchpath", "plugins"):
             arguments.search += [Path(str(v).removeprefix("file://")).expanduser() for v in _values(override)]
         elif key in AXES:
-            arguments.overrides.axes[key] = _values(override)
+            arguments.overrides.axes[key] = _some_values(word, override)
         elif choice in OPTION_AXES and parameter:
-            arguments.overrides.parameters.setdefault(choice, {})[parameter] = _values(override)
+            arguments.overrides.parameters.setdefault(choice, {})[parameter] = _some_values(word, override)
         else:
             arguments.settings.append(word)
     return arguments
@@ -124,6 +130,16 @@ def _parse_word(word: str) -> Override:
     return override
 
 
+def _some_values(word: str, override: Override) -> list:
+    try:
+        values = _values(override)
+    except HydraException as error:
+        raise UserError(f"{word} cannot be read: accepted are value, [value,value] and range(first,last)") from error
+    if not values:
+        raise UserError(f"{word} holds no value: accepted are one or more, as [value,value]")
+    return values
+
+
 def _values(override: Override) -> list:
     """The values as a list: from ``a``, ``[a,b]``, ``a,b`` or ``range(1,5)``."""
     if override.is_sweep_override():
@@ -133,6 +149,11 @@ def _values(override: Override) -> list:
 
 
 def _plain(value: object) -> object:
+    """Without the quotes that Hydra's grammar keeps, in mappings and lists too."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return value.text if isinstance(value, QuotedString) else value
 
 
@@ -150,22 +171,32 @@ def compose_config(arguments: Arguments) -> tuple[dict, Catalogue]:
             raise UserError(f"plugins={folder} is no folder: accepted are folders with attention/, task/, … in them")
     search = [folder.resolve() for folder in arguments.search]
     catalogue = Catalogue([*search, configs_folder()])
-    if arguments.sweep is None:
-        raise UserError(f"no sweep is given: add +sweep=NAME, accepted are {', '.join(catalogue.names('sweep'))}")
-    if arguments.sweep not in catalogue.names("sweep"):
-        raise unknown("sweep", arguments.sweep, catalogue.names("sweep"))
-    words = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]"] if search else []
+    words = [f"hydra.searchpath=[{','.join(map(_quoted, search))}]"] if search else []
     try:
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
-            base = compose("config")
-            _check_settings(arguments.settings, base)
+            _check_settings(arguments.settings, compose("config"))
+            _check_sweep(arguments.sweep, catalogue)
             composed = compose("config", overrides=[f"+sweep={arguments.sweep}", *words, *arguments.settings])
         config = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"the options do not fit together: {str(error).strip().splitlines()[0]}") from error
     config |= {"sweep_name": arguments.sweep, "plugins": [str(folder) for folder in search]}
     _check_values(config)
     return config, catalogue
+
+
+def _quoted(folder: Path) -> str:
+    """A folder for Hydra's search path; in quotes, since names may hold blanks and commas."""
+    escaped = str(folder).replace("'", "\\'")
+    return f"'file://{escaped}'"
+
+
+def _check_sweep(name: str | None, catalogue: Catalogue) -> None:
+    accepted = catalogue.names("sweep")
+    if name is None:
+        raise UserError(f"no sweep is given: add +sweep=NAME, accepted are {', '.join(accepted)}")
+    if name not in accepted:
+        raise unknown("sweep", name, accepted)
 
 
 def _check_settings(words: list[str], base: DictConfig) -> None:
@@ -189,15 +220,31 @@ def _dotted(config: DictConfig, prefix: str = "") -> list[str]:
 def _check_values(config: dict) -> None:
     if config["mode"] not in MODES:
         raise unknown("mode", config["mode"], MODES)
-    for name, least in (("rounds", 3), ("min_rounds", 1)):
-        value = config["timing"][name]
-        if not isinstance(value, int) or value < least:
-            raise UserError(f"timing.{name}={value} is out of range: accepted are whole numbers from {least} on")
-    for key, value in {**{f"timing.{k}": v for k, v in config["timing"].items()}, "timeout_s": config["timeout_s"]}.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
-            raise UserError(f"{key}={value} is out of range: accepted are numbers from 0 on")
-    if not isinstance(config["seed"], int):
-        raise UserError(f"seed={config['seed']} is no whole number")
-    name = config["name"]
-    if name is not None and (not str(name).strip() or Path(str(name)).name != str(name) or str(name) == "store"):
-        raise UserError(f"name={name} is no folder name: accepted are names without / and other than store")
+    for key, kinds, least in (
+        ("rounds", int, 3),
+        ("min_rounds", int, 1),
+        ("budget_s", (int, float), 0),
+        ("warmup_s", (int, float), 0),
+        ("min_sample_ms", (int, float), 0),
+    ):
+        _check_number(f"timing.{key}", config["timing"][key], kinds, least)
+    _check_number("timeout_s", config["timeout_s"], (int, float), 1)
+    _check_number("seed", config["seed"], int, 0)
+    _check_folders(config["results"], config["sweep_name"] if config["name"] is None else config["name"])
+
+
+def _check_number(name: str, value: object, kinds: type | tuple, least: float) -> None:
+    fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value) and value >= least
+    if not fits:
+        what = "whole numbers" if kinds is int else "numbers"
+        raise UserError(f"{name}={value} is out of range: accepted are {what} from {least} on")
+
+
+def _check_folders(results: object, name: object) -> None:
+    if isinstance(results, (list, dict)) or not str(results or "").strip():
+        raise UserError(f"results={results} is no folder: accepted is a path")
+    text = str(name)
+    if isinstance(name, (list, dict)) or not text.strip() or text.startswith(".") or "/" in text or text == "store":
+        raise UserError(
+            f"name={name} is no folder name: accepted are names without / and without a dot in front, other than store"
+        )

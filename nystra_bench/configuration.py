@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import inspect
+import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import NoneType, UnionType
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -45,25 +49,34 @@ class Catalogue:
         return self._read[choice, name]
 
     def _load(self, choice: str, name: str) -> dict:
-        for folder in self.folders:
+        known = self.names(choice)
+        for folder in self.folders if name in known else ():
             file = folder / choice / f"{name}.yaml"
             if file.is_file():
                 try:
                     content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-                except (OmegaConfBaseException, OSError, ValueError) as error:
+                except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
                     raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
                 if not isinstance(content, dict):
                     raise UserError(f"{file} is no mapping of names to values")
                 return content
-        raise unknown(choice, name, self.names(choice))
+        raise unknown(choice, name, known)
 
     def parameters(self, choice: str, name: str) -> dict:
         """The option's parameters, with their values."""
         return {key: value for key, value in self.option(choice, name).items() if not key.startswith("_")}
 
-    def choose(self, choice: str, wanted: str | list[str]) -> dict[str, dict]:
-        """Several options by name; ``all`` takes all there are."""
-        names = self.names(choice) if wanted == "all" else [wanted] if isinstance(wanted, str) else list(wanted)
+    def choose(self, setting: str, choice: str, wanted: object) -> dict[str, dict]:
+        """Several options by name; ``all`` takes all there are.
+
+        Raises:
+            UserError: a name is unknown; ``setting`` is what the user calls the list.
+        """
+        known = self.names(choice)
+        names = known if wanted == "all" else wanted if isinstance(wanted, list) else [wanted]
+        for name in names:
+            if str(name) not in known:
+                raise unknown(setting, name, ["all", *known])
         return {str(name): self.option(choice, str(name)) for name in names}
 
 
@@ -84,9 +97,37 @@ def instantiate(config: Mapping, **more: object) -> object:
     """Call what ``_target_`` names with the other entries as arguments, as Hydra's ``instantiate`` does.
 
     The worker and the library are spared Hydra's import by it. Mistakes in values are the user's.
+
+    Raises:
+        UserError: nothing is named, or a value is not what the callee accepts.
     """
+    if not isinstance(config.get("_target_"), str):
+        raise UserError(f"no _target_ (package.module.Name) is named beside {', '.join(config) or 'nothing'}")
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    callee = locate(config["_target_"])
     try:
-        return locate(config["_target_"])(**arguments, **more)
+        _check_types(callee, arguments)
+        return callee(**arguments, **more)
     except (ValueError, TypeError) as error:
         raise UserError(f"{config['_target_'].rpartition('.')[2]}: {error}") from error
+
+
+_PLAIN = {int: "whole numbers", float: "numbers", bool: "true and false", NoneType: "null"}
+
+
+def _check_types(callee: Callable, arguments: Mapping[str, object]) -> None:
+    """Hold values to the callee's annotations where these are of plain numbers: ``landmarks=few`` is no whole number.
+
+    Raises:
+        ValueError: a value is of another type.
+    """
+    try:
+        hints = typing.get_type_hints(callee.__init__ if inspect.isclass(callee) else callee)
+    except (NameError, TypeError):  # names that only a type checker imports
+        return
+    for name, value in arguments.items():
+        hint = hints.get(name)
+        kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        taken = {*kinds, int} if float in kinds else kinds
+        if set(kinds) <= set(_PLAIN) and type(value) not in taken:
+            raise ValueError(f"{name}={value} does not fit: accepted are {' or '.join(_PLAIN[kind] for kind in kinds)}")

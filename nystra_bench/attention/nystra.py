@@ -28,10 +28,11 @@ class NystraAttention(Attention):
 
     def __init__(self, landmarks: int = 16, iterations: int = 2, init: str = "global", guard: float = 5.0):
         super().__init__()
-        if landmarks < 1:
-            raise ValueError(f"landmarks={landmarks} is out of range: accepted are whole numbers from 1 on")
-        if iterations < 0:
-            raise ValueError(f"iterations={iterations} is out of range: accepted are whole numbers from 0 on")
+        for parameter, value, least in (("landmarks", landmarks, 1), ("iterations", iterations, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{parameter}={value} is out of range: accepted are whole numbers from {least} on")
+        if not isinstance(guard, (int, float)):
+            raise ValueError(f"guard={guard} is no number")
         if init not in INITS:
             raise ValueError(f"init={init} is unknown: accepted are {', '.join(INITS)}")
         self.landmarks = landmarks

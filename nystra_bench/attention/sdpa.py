@@ -12,7 +12,8 @@ class FusedAttention(Attention):
     """softmax(QK^T + B + M) V by ``scaled_dot_product_attention``, without an N x N matrix of logits.
 
     Only the windows that touch the shift's seam are masked. The others, most of them, go through the kernel
-    with the one (H, N, N) bias that they share, so that no (nW, H, N, N) tensor is ever made for them.
+    with the one (H, N, N) bias that they share, so that no (nW, H, N, N) tensor is made for them. PyTorch's fused
+    CPU kernel serves d_v = d without gradients; elsewhere PyTorch itself falls back to separate operations.
     """
 
     exact = True

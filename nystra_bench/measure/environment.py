@@ -47,13 +47,18 @@ def source_digest() -> str:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout, with ``+changes`` where files differ from it; None outside of a checkout."""
+    """Commit of the checkout, with ``+changes`` where files differ from it; None outside of a checkout.
+
+    An installed package may lie inside some other project's checkout, whose commit says nothing of it.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", "-C", str(ROOT.parent), *arguments], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
 
+    if not (ROOT.parent / ".git").exists():
+        return None
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):

@@ -21,7 +21,7 @@ def _mapping() -> dict:
 
 
 def count_flops(call: Callable[[], object]) -> int:
-    """Floating point operations of matrix products, convolutions and fused attentions (a multiply-add counts as two)."""
+    """Floating point operations of matrix products, convolutions and fused attentions (a multiply-add is two)."""
     counter = FlopCounterMode(display=False, custom_mapping=_mapping())
     # Not in inference mode, in which composite operations are not taken apart and would go uncounted.
     with torch.no_grad(), counter:

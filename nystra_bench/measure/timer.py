@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import random
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -42,6 +43,8 @@ class Entry:
     prepare: Callable[[], None]
     call: Callable[[], object]
     first_ms: float = 0.0
+    call_ms: float = 0.0
+    """Of the last call of the warm-up."""
     repeats: int = 1
     samples_ms: list[float] = field(default_factory=list)
 
@@ -79,24 +82,31 @@ def warm_up(entry: Entry, timing: Timing, clock: Clock) -> None:
     """The first call, recorded apart, and then calls for ``warmup_s``; sets how often a sample repeats the call."""
     entry.prepare()
     entry.first_ms = clock(entry.call)
-    last, start = clock(entry.call), time.perf_counter()
+    entry.call_ms, start = clock(entry.call), time.perf_counter()
     while time.perf_counter() - start < timing.warmup_s:
-        last = clock(entry.call)
-    entry.repeats = max(1, round(timing.min_sample_ms / max(last, 1e-3)))
+        entry.call_ms = clock(entry.call)
+    entry.repeats = max(1, round(timing.min_sample_ms / max(entry.call_ms, 1e-3)))
+
+
+def expected_s(entries: Iterable[Entry], timing: Timing) -> float:
+    """Seconds after which ``run_rounds`` is done, at the pace of the warm-up."""
+    a_round = sum(entry.call_ms * entry.repeats for entry in entries) / 1e3
+    return max(timing.min_rounds * a_round, 2 * timing.budget_s + a_round)
 
 
 def run_rounds(entries: dict[str, Entry], timing: Timing, clock: Clock, pair: tuple[str, str], seed: int) -> Ratio:
     """Fill the samples of all entries; returns the A/A interval of ``pair``, two entries of the same thing.
 
-    When the A/A interval excludes 1 after the planned rounds, up to as many again are made: an interval of 95 % misses
-    by chance, too, and more samples tell chance from a disturbed machine.
+    When the A/A interval excludes 1 after the planned rounds, as many again are made, within the budget as far again: an
+    interval of 95 % misses by chance, too, and more samples tell chance from a disturbed machine. It is looked at only
+    then: to stop at the first round that pleases would make the noise floor look better than it is.
     """
     order, rng, start = list(entries), random.Random(seed), time.perf_counter()
     for done in range(2 * timing.rounds):
         spent = time.perf_counter() - start
         if done >= timing.min_rounds and spent > timing.budget_s * (1 if done < timing.rounds else 2):
             break
-        if done >= timing.rounds and _self_ratio(entries, pair).contains(1.0):
+        if done == timing.rounds and _self_ratio(entries, pair).contains(1.0):
             break
         rng.shuffle(order)
         _round([entries[name] for name in order], clock)
@@ -123,8 +133,7 @@ def instability(samples_ms: list[float], noise: Ratio) -> str | None:
     """Why a timing is not to be trusted, as one clause; None where it is."""
     if not noise.contains(1.0):
         return f"exact against itself came out at {noise.low:.3f} to {noise.high:.3f}, which excludes 1"
-    median = sorted(samples_ms)[len(samples_ms) // 2]
-    spread = interquartile_range(samples_ms) / median
+    spread = interquartile_range(samples_ms) / statistics.median(samples_ms)
     if spread > UNSTABLE_SPREAD:
         return f"the interquartile range is {100 * spread:.0f} % of the median"
     return None

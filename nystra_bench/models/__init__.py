@@ -48,6 +48,8 @@ def load_configured(config: dict, window_size: int | None = None, position_bias:
         raise UserError("model.weights is not given: accepted is the path of a .pth or .safetensors file")
     if position_bias not in BIAS_MODES:
         raise unknown("position_bias", position_bias, BIAS_MODES)
+    if window_size is not None and (not isinstance(window_size, int) or window_size < 2):
+        raise UserError(f"window_size={window_size} does not fit: accepted are whole numbers from 2 on")
     model = instantiate(config)
     native = model.window_size
     if position_bias == "native":
@@ -57,4 +59,4 @@ def load_configured(config: dict, window_size: int | None = None, position_bias:
                 "accepted beside it are position_bias=interpolate and position_bias=drop"
             )
         return model
-    return model.resize_windows(window_size or native, position_bias)
+    return model.resize_windows(window_size if window_size is not None else native, position_bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
 from collections.abc import Callable, Mapping
@@ -23,12 +24,13 @@ def resolve(weights: str | Path) -> Path:
     Raises:
         UserError: there is no such file.
     """
-    path = Path(weights).expanduser()
-    bundled = BUNDLED / path.with_suffix(".safetensors").name
-    if path.parent == Path(".") and not path.exists() and bundled.exists():
-        return bundled
-    if path.is_file():
-        return path.resolve()
+    with contextlib.suppress(RuntimeError, OSError):  # no such home, or a name too long: no file either
+        path = Path(weights).expanduser()
+        if path.is_file():
+            return path.resolve()
+        bundled = BUNDLED / f"{str(weights).removesuffix('.safetensors')}.safetensors"
+        if path.name == str(weights) and bundled.is_file():
+            return bundled
     names = ", ".join(sorted(file.stem for file in BUNDLED.glob("*.safetensors"))) or "none"
     raise UserError(
         f"model.weights={weights} is no file: accepted are the path of a .pth or .safetensors file, "

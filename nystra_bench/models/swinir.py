@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nystra_bench.attention.base import region_mask
 from nystra_bench.models.checkpoints import build, resolve
 from nystra_bench.models.windows import (
     WindowAttention,
@@ -55,7 +56,8 @@ class SwinIRSpec:
 
     def __post_init__(self):
         if self.upsampler not in UPSAMPLERS:
-            raise ValueError(f"upsampler={self.upsampler!r} is unknown: it is one of {', '.join(map(repr, UPSAMPLERS))}")
+            accepted = ", ".join(map(repr, UPSAMPLERS))
+            raise ValueError(f"upsampler={self.upsampler!r} is unknown: accepted are {accepted}")
         for heads in self.heads:
             if self.dim % heads:
                 raise ValueError(f"dim={self.dim} is no multiple of heads={heads}")
@@ -82,14 +84,13 @@ class ShiftWindowAttention(WindowAttention):
 
     def resize(self, size: int, position_bias: str) -> None:
         """Work on windows of another size from now on."""
-        if position_bias == "drop":
-            self.has_position_bias = False
-        elif size != self.size:
-            table = resize_bias_table(self.relative_position_bias_table.data, self.size, size)
-            self.relative_position_bias_table = nn.Parameter(table)
+        self.has_position_bias = position_bias != "drop"
         if size != self.size:
+            old = self.relative_position_bias_table
+            table = resize_bias_table(old.data, self.size, size)
+            self.relative_position_bias_table = nn.Parameter(table, requires_grad=old.requires_grad)
             # The index is only there for the released state dicts; at window 64 it would take 134 MB a layer.
-            del self.relative_position_index
+            self._buffers.pop("relative_position_index", None)
             self.size = size
         self.caches.clear()
 
@@ -120,11 +121,11 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = ShiftWindowAttention(dim, heads, size)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
         if shifted and mask_size is not None:
             # Kept for the released state dicts alone; the mask in use is made from the image's own size.
-            windows = (mask_size // size) ** 2
-            self.register_buffer("attn_mask", torch.zeros(windows, size * size, size * size))
+            mask = region_mask(shift_regions(mask_size, mask_size, size, size // 2))
+            self.register_buffer("attn_mask", mask)
 
     def resize(self, size: int, position_bias: str) -> None:
         if "attn_mask" in self._buffers:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from textwrap import fill
 
 import matplotlib
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
@@ -43,7 +45,7 @@ _STYLE = {
     "legend.frameon": False,
     "figure.dpi": 150,
     "svg.hashsalt": "nystra_bench",
-    "mathtext.default": "regular",
+    "text.parse_math": False,  # a dollar sign in a name is no formula
 }
 
 
@@ -59,6 +61,12 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def head(figure: Figure, text: str, **place: object) -> None:
+    """A heading, on as many lines as the width needs."""
+    letters = int(figure.get_figwidth() * 72 / 6.9)  # of bold text at 10 points
+    figure.suptitle(fill(text, letters), fontsize=10, fontweight="bold", **place)
+
+
 @dataclass(frozen=True)
 class Look:
     """How a method is drawn, in every figure of a report."""
@@ -68,7 +76,7 @@ class Look:
 
 
 def looks(data: ReportData) -> dict[str, Look]:
-    """A colour for each method that is no reference, the same in all figures of a report.
+    """A colour for each method, the same in all figures of a report; references are grey.
 
     Chosen by the name, so that it mostly stays when other methods join; markers tell more than seven apart.
     """
@@ -80,7 +88,7 @@ def looks(data: ReportData) -> dict[str, Look]:
         start = int(hashlib.sha256(name.encode()).hexdigest(), 16)
         colours = (PALETTE[(start + step) % len(PALETTE)] for step in range(len(PALETTE)))
         chosen[name] = Look(next(c for c in colours if c not in taken), MARKERS[turn % len(MARKERS)])
-    return chosen
+    return chosen | {name: Look(GREY, marker) for name, marker in zip(REFERENCES, ("s", "D", "X"), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -192,14 +200,14 @@ class Label:
     """A text that belongs to a point of the axes, in data coordinates.
 
     Attributes:
-        optional: may be left out where there is no room for it.
+        worth: the cost (see ``_cost``) above which it is left out, for want of room.
     """
 
     x: float
     y: float
     text: str
     colour: str
-    optional: bool = False
+    worth: float = math.inf
 
 
 _DIRECTIONS = ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
@@ -219,17 +227,18 @@ def place_labels(axes: Axes, labels: list[Label], points: list[tuple[float, floa
     places = axes.transData.transform(points) / dots_per_point
     taken = [_box(x, y, 2 * _POINT, 2 * _POINT, 0, 0) for x, y in places]
     frame = Bbox(axes.bbox.get_points() / dots_per_point)
-    for label in sorted(labels, key=lambda label: label.optional):
+    for label in sorted(labels, key=lambda label: -label.worth):
         own = axes.transData.transform((label.x, label.y)) / dots_per_point
         text = axes.annotate(label.text, (label.x, label.y), xytext=(0, 0), textcoords="offset points",
                              fontsize=7.5, color=label.colour, zorder=6)  # fmt: skip
         text.set_in_layout(False)
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
         size = text.get_window_extent()
         width, height = size.width / dots_per_point, size.height / dots_per_point
         boxes = [_box(*(own + offset), width, height, *np.sign(offset)) for offset in _OFFSETS]
         costs = [_cost(box, frame, taken, own, places) for box in boxes]
         best = int(np.argmin(costs))
-        if label.optional and costs[best] > 0.5:
+        if costs[best] > label.worth:
             text.remove()
             continue
         dx, dy = _OFFSETS[best]
@@ -252,7 +261,7 @@ def _cost(box: Bbox, frame: Bbox, taken: list[Bbox], own: np.ndarray, points: np
     centre = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
     distance = np.hypot(*(centre - own))
     mistaken = (np.hypot(*(points - centre).T) < distance - 1e-6).any()
-    return (3 * outside + covered) / area + 0.4 * mistaken + 0.01 * distance
+    return (3 * outside + covered) / area + 0.4 * mistaken + 0.02 * distance
 
 
 def settle(figure: Figure) -> None:

@@ -11,19 +11,22 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError, unknown
 from nystra_bench.sweep.cell import MEASURES, canonical_json
 
 OPTION_AXES = ("model", "task", "attention", "device")
+AVAILABLE = "available"
+"""As a device: every one that the machine has."""
+
 DEFAULTS = {
     "window_size": "native",
     "position_bias": "native",
     "dtype": "float32",
     "measure": list(MEASURES),
-    "device": "available",
+    "device": AVAILABLE,
 }
 AXES = ("model", "task", "window_size", "position_bias", "attention", "device", "dtype", "measure")
 BIAS_MODES = ("native", "interpolate", "drop")
@@ -37,6 +40,8 @@ class Option:
     name: str
     text: str
     config: dict = field(compare=False)
+    optional: bool = False
+    """Left out, rather than skipped with a reason, where the machine lacks it."""
 
     @classmethod
     def of(cls, name: str, config: Mapping) -> Option:
@@ -52,8 +57,7 @@ class Choice:
     window_size: int | str
     position_bias: str
     attention: Option
-    device: Option | None
-    """None stands for every device that the machine has."""
+    device: Option
     dtype: str
     measure: str
 
@@ -70,15 +74,16 @@ def listed(value: object) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def expand(blocks: Iterable[Mapping], overrides: Overrides, catalogue: Catalogue) -> list[Choice]:
+def expand(blocks: list[Mapping], overrides: Overrides, catalogue: Catalogue) -> list[Choice]:
     """All choices of a sweep, in the order of its blocks, each once.
 
     Raises:
         UserError: an axis, option, parameter or value is unknown, or nothing is left to measure.
     """
-    blocks = list(blocks)
-    if not blocks:
-        raise UserError("sweep.blocks is empty: accepted is a list of blocks, each a mapping of axes to values")
+    if not isinstance(blocks, list) or not blocks:
+        raise UserError(f"sweep.blocks={blocks} is no list of blocks: accepted is one or more, each a mapping of axes")
+    for block in blocks:
+        _check_block(block)
     _check_parameters(blocks, overrides, catalogue)
     choices: dict[Choice, None] = {}
     for block in blocks:
@@ -88,10 +93,15 @@ def expand(blocks: Iterable[Mapping], overrides: Overrides, catalogue: Catalogue
     return list(choices)
 
 
-def _expand_block(block: Mapping, overrides: Overrides, catalogue: Catalogue) -> Iterable[Choice]:
+def _check_block(block: object) -> None:
+    if not isinstance(block, Mapping):
+        raise UserError(f"sweep.blocks holds {block}, which is no block: accepted are mappings of axes to values")
     for axis in block:
         if axis not in AXES:
             raise unknown("sweep.blocks: the axis", axis, AXES)
+
+
+def _expand_block(block: Mapping, overrides: Overrides, catalogue: Catalogue) -> Iterable[Choice]:
     values = []
     for axis in AXES:
         given = _narrowed(axis, block.get(axis, DEFAULTS.get(axis)), overrides)
@@ -110,14 +120,19 @@ def _narrowed(axis: str, in_block: object, overrides: Overrides) -> object:
     """The axis as the user wants it; an option that the block has too keeps the block's parameters."""
     if axis not in overrides.axes:
         return in_block
-    of_block = {e["name"]: e for e in listed(in_block) if isinstance(e, Mapping) and "name" in e}
-    return [of_block.get(value, value) if isinstance(value, str) else value for value in overrides.axes[axis]]
+    entries = [entry for entry in listed(in_block) if isinstance(entry, Mapping)]
+    return [
+        kept
+        for value in overrides.axes[axis]
+        for kept in ([entry for entry in entries if entry.get("name") == value] or [value])
+    ]
 
 
-def _options(axis: str, entry: object, given: Mapping, catalogue: Catalogue) -> list[Option | None]:
+def _options(axis: str, entry: object, given: Mapping, catalogue: Catalogue) -> list[Option]:
     """One option for each combination of its parameters' values."""
-    if axis == "device" and entry == "available":
-        return [None]
+    if (axis, entry) == ("device", AVAILABLE):
+        found = (_options(axis, name, given, catalogue) for name in catalogue.names(axis))
+        return [replace(option, optional=True) for option in itertools.chain(*found)]
     entry = {"name": entry} if not isinstance(entry, Mapping) else dict(entry)
     name = entry.pop("name", None)
     config = catalogue.option(axis, str(name))
@@ -138,7 +153,7 @@ def _check_parameters(blocks: list[Mapping], overrides: Overrides, catalogue: Ca
         for block in blocks:
             for entry in listed(_narrowed(axis, block.get(axis, DEFAULTS.get(axis)), overrides)):
                 name = entry.get("name") if isinstance(entry, Mapping) else entry
-                names = catalogue.names(axis) if (axis, name) == ("device", "available") else [str(name)]
+                names = catalogue.names(axis) if (axis, name) == ("device", AVAILABLE) else [str(name)]
                 taken |= {parameter for n in names for parameter in catalogue.parameters(axis, n)}
         for parameter, values in given.items():
             if parameter not in taken:
@@ -169,5 +184,5 @@ def _checked(axis: str, value: object) -> object:
 def _normalised(choice: Choice) -> Choice:
     """``position_bias=native`` is the model as released, in its own window, whatever windows the axis holds."""
     if choice.position_bias == "native" and choice.window_size != "native":
-        return Choice(**{**choice.__dict__, "window_size": "native"})
+        return replace(choice, window_size="native")
     return choice

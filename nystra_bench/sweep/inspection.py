@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import traceback
+from typing import TextIO
 
 from nystra_bench.errors import UserError
 
@@ -38,6 +39,13 @@ def child_environment() -> dict[str, str]:
 
     paths = [str(_HERE.parent), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+
+
+def own_stdout() -> TextIO:
+    """Standard output for this process's answers alone: whatever else is printed, by C code too, goes to stderr."""
+    sink = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return sink
 
 
 def answer(request: dict) -> dict:
@@ -127,7 +135,7 @@ def _device(config: dict) -> dict:
 
 
 def main() -> None:
-    sink, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints gets between the lines of the answer
+    sink = own_stdout()
     try:
         answered = answer(json.load(sys.stdin))
     except UserError as error:
@@ -135,7 +143,7 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         sys.exit(1)
-    print(json.dumps(answered), file=sink)
+    print(json.dumps(answered), file=sink, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError
 from nystra_bench.sweep.cell import Cell
-from nystra_bench.sweep.grid import Choice, Option, Overrides
+from nystra_bench.sweep.grid import AVAILABLE, Choice, Option, Overrides
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,18 @@ class Planned:
 def request_of(choices: list[Choice], metrics: dict[str, dict], catalogue: Catalogue, sys_path: list[str]) -> dict:
     """What has to be known about these choices (``inspection.answer`` tells it)."""
 
-    def configs(options: Iterable[Option | None]) -> dict[str, dict]:
-        return {option.text: option.config for option in options if option is not None}
+    def configs(options: Iterable[Option]) -> dict[str, dict]:
+        return {option.text: option.config for option in options}
 
     return {
         "sys_path": sys_path,
         "models": configs(choice.model for choice in choices),
         "tasks": configs(choice.task for choice in choices),
         "attentions": configs(choice.attention for choice in choices),
-        "devices": configs([*(choice.device for choice in choices), *all_devices(catalogue)]),
+        "devices": configs(choice.device for choice in choices),
         "metrics": metrics,
         "windows": sorted({choice.window_size for choice in choices if choice.window_size != "native"}),
     }
-
-
-def all_devices(catalogue: Catalogue) -> list[Option]:
-    return [Option.of(name, catalogue.option("device", name)) for name in catalogue.names("device")]
 
 
 def plan(choices: list[Choice], facts: dict, catalogue: Catalogue, overrides: Overrides) -> list[Planned]:
@@ -54,9 +51,10 @@ def plan(choices: list[Choice], facts: dict, catalogue: Catalogue, overrides: Ov
     """
     planned: dict[str, Planned] = {}
     for choice in choices:
-        for device in _devices(choice, facts, catalogue):
-            made = _resolve(choice, device, facts)
-            planned.setdefault(made.cell.key, made)
+        if choice.device.optional and facts["devices"][choice.device.text]["refusal"]:
+            continue
+        made = _resolve(choice, facts, catalogue)
+        planned.setdefault(made.cell.key, made)
     found = list(planned.values())
     if not found:
         raise UserError("the choice leaves no cell to measure: no device of the sweep is on this machine")
@@ -64,15 +62,9 @@ def plan(choices: list[Choice], facts: dict, catalogue: Catalogue, overrides: Ov
     return found
 
 
-def _devices(choice: Choice, facts: dict, catalogue: Catalogue) -> list[Option]:
-    if choice.device is not None:
-        return [choice.device]
-    return [option for option in all_devices(catalogue) if facts["devices"][option.text]["refusal"] is None]
-
-
-def _resolve(choice: Choice, device: Option, facts: dict) -> Planned:
+def _resolve(choice: Choice, facts: dict, catalogue: Catalogue) -> Planned:
     model, task = facts["models"][choice.model.text], facts["tasks"][choice.task.text]
-    attention, machine = facts["attentions"][choice.attention.text], facts["devices"][device.text]
+    attention, machine = facts["attentions"][choice.attention.text], facts["devices"][choice.device.text]
     _check_model_fits(choice, model, task)
     window = model["native_window"] if choice.window_size == "native" else choice.window_size
     bias = choice.position_bias
@@ -80,17 +72,25 @@ def _resolve(choice: Choice, device: Option, facts: dict) -> Planned:
         bias = "native"  # nothing is stretched: it is the same model
     content = {
         "measure": choice.measure,
-        "model": {"name": choice.model.name, **{k: model[k] for k in ("weights", "version", "native_window")}},
+        "model": {"name": _model_name(choice.model, catalogue)}
+        | {k: model[k] for k in ("weights", "version", "native_window")},
         "window": window,
         "position_bias": bias,
         "task": {"name": choice.task.name, **{k: task[k] for k in ("version", "dataset", "params", "data")}},
         "attention": {"name": choice.attention.name, **{k: attention[k] for k in ("version", "params")}},
-        "device": device.name,
+        "device": choice.device.name,
         "dtype": choice.dtype,
         "settings": _settings(choice, machine, facts),
     }
-    resolved = Choice(**{**choice.__dict__, "device": device, "position_bias": bias})
+    resolved = replace(choice, position_bias=bias)
     return Planned(Cell.of(content), resolved, window, _refusal(window, attention, machine, task))
+
+
+def _model_name(model: Option, catalogue: Catalogue) -> str:
+    """What tables call a model: its option, or the file where the user gave other weights than the option's."""
+    if model.config["weights"] == catalogue.option("model", model.name)["weights"]:
+        return model.name
+    return Path(str(model.config["weights"])).stem
 
 
 def _settings(choice: Choice, machine: dict, facts: dict) -> dict:
@@ -115,25 +115,31 @@ def _refusal(window: int, attention: dict, machine: dict, task: dict) -> str | N
 
 
 def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> None:
-    """A value of the user's that every cell with it refuses is a mistake; one that fits somewhere gives skipped rows."""
-    for name, value, has in _given(overrides):
+    """A value of the user's that all cells with it refuse is a mistake; one that fits somewhere gives skipped rows."""
+    for given, accepted, has in _given(overrides):
         with_it = [p for p in planned if has(p)]
-        if with_it and all(p.reason for p in with_it):
-            raise UserError(f"{name}={value} does not fit: {with_it[0].reason}; accepted are values that fit a window")
+        if not with_it:
+            raise UserError(f"{given} is used by no cell: accepted beside it are position_bias=interpolate and drop")
+        if all(p.reason for p in with_it):
+            raise UserError(f"{given} does not fit: {with_it[0].reason}; accepted are {accepted}")
 
 
-def _given(overrides: Overrides) -> Iterable[tuple[str, object, Callable[[Planned], bool]]]:
-    for axis, values in overrides.axes.items():
-        for value in values:
-            if axis == "window_size" and value != "native":
-                yield axis, value, lambda p, value=value: p.window == value
-            elif axis in ("device", "attention"):
-                yield axis, value, lambda p, axis=axis, value=value: getattr(p.choice, axis).name == value
+def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned], bool]]]:
+    """What the user gave as ``option=value``, what is accepted instead, and whether a cell has it."""
+    for value in overrides.axes.get("window_size", []):
+        if value != "native":
+            accepted = "native, and windows that images and attentions fit"
+            yield f"window_size={value}", accepted, lambda p, v=value: p.window == v
+    for axis, accepted in (("device", "devices of this machine"), ("attention", "attentions that fit the windows")):
+        for value in overrides.axes.get(axis, []):
+            if isinstance(value, str) and value != AVAILABLE:
+                yield f"{axis}={value}", accepted, lambda p, a=axis, v=value: getattr(p.choice, a).name == v
     for axis, parameters in overrides.parameters.items():
-        for parameter, values in parameters.items():
+        for name, values in parameters.items():
             for value in values:
-                yield (
-                    f"{axis}.{parameter}",
-                    value,
-                    lambda p, a=axis, n=parameter, v=value: getattr(p.choice, a).config.get(n, p) == v,
-                )
+                given = f"{axis}.{name}={value}"
+                yield given, "values that fit", lambda p, a=axis, n=name, v=value: _has(getattr(p.choice, a), n, v)
+
+
+def _has(option: Option, parameter: str, value: object) -> bool:
+    return parameter in option.config and option.config[parameter] == value

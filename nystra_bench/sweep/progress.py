@@ -38,7 +38,8 @@ class Progress:
         self.done += 1
         trouble = event.get("reason") or ("unstable" if event.get("status") == "unstable" else "")
         if trouble or not self.on_terminal:
-            self._line(f"[{self.done}/{len(self.names)}] {self.names[event['key']]} {event['status']} {trouble}".rstrip())
+            line = f"[{self.done}/{len(self.names)}] {self.names[event['key']]} {event['status']} {trouble}"
+            self._line(line.rstrip())
         self._status("")
 
     def _at(self, event: dict) -> None:

@@ -21,6 +21,9 @@ from nystra_bench.sweep.store import Store
 
 log = logging.getLogger("nystra_bench")
 
+LONGEST_WAIT = 1e6
+"""Seconds; the system's calls refuse to wait longer."""
+
 
 @dataclass
 class Session:
@@ -58,7 +61,7 @@ class SessionRun:
 
     Args:
         common: what all sessions share (see ``worker.Worker``).
-        timeout_s: seconds for which a worker may say nothing.
+        timeout_s: seconds for which a worker may say nothing, besides the timings of which it tells how long they take.
         on_event: is told each event, for the progress display; while a timing runs there are none.
     """
 
@@ -95,22 +98,20 @@ class SessionRun:
             request.write_text(json.dumps(session.request(self.common)))
             command = [sys.executable, "-m", "nystra_bench.sweep.worker", str(request)]
             # The worker ends itself when its standard input closes: also when this process is killed.
-            worker = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=child_environment()
-            )
-            try:
-                for event in _events(worker, self.timeout_s):
-                    if event["event"] == "start":
-                        current = event["keys"]
-                    elif event["event"] in ("done", "failed"):
-                        left.pop(event["key"], None)
-                        current = [key for key in current if key != event["key"]]
-                    self.on_event(event)
-            except TimeoutError:
-                return ("timeout", f"no sign of life for {self.timeout_s:g} s (timeout_s)"), current
-            finally:
-                if worker.poll() is None and worker.stdout.closed is False:
-                    _end(worker)
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+            with subprocess.Popen(command, **pipes, env=child_environment()) as worker:
+                try:
+                    for event in _events(worker, self.timeout_s):
+                        if event["event"] == "start":
+                            current = event["keys"]
+                        elif event["event"] in ("done", "failed"):
+                            left.pop(event["key"], None)
+                            current = [key for key in current if key != event["key"]]
+                        self.on_event(event)
+                except TimeoutError:
+                    return ("timeout", f"no sign of life for {self.timeout_s:g} s (timeout_s)"), current
+                finally:
+                    worker.kill()  # does nothing where it has ended
         return _how_it_ended(worker.returncode, self.log_file), current
 
 
@@ -118,27 +119,22 @@ def _events(worker: subprocess.Popen, timeout_s: float) -> Iterator[dict]:
     """The worker's events until it ends. Waits without using the processor.
 
     Raises:
-        TimeoutError: nothing came for ``timeout_s`` seconds.
+        TimeoutError: nothing came for ``timeout_s`` seconds, and as long again as the worker said it would be silent.
     """
-    buffer = b""
+    buffer, patience = b"", timeout_s
     with selectors.DefaultSelector() as selector:
         selector.register(worker.stdout, selectors.EVENT_READ)
         while True:
-            if not selector.select(timeout_s):
-                worker.kill()
-                worker.wait()
+            if not selector.select(min(patience, LONGEST_WAIT)):
                 raise TimeoutError
             chunk = os.read(worker.stdout.fileno(), 65536)
             if not chunk:
                 worker.wait()
                 return
             *lines, buffer = (buffer + chunk).split(b"\n")
-            yield from (json.loads(line) for line in lines if line)
-
-
-def _end(worker: subprocess.Popen) -> None:
-    worker.kill()
-    worker.wait()
+            for event in map(json.loads, lines):
+                patience = timeout_s + event.get("silent_s", 0)
+                yield event
 
 
 def _how_it_ended(code: int, log_file: Path) -> tuple[str, str] | None:

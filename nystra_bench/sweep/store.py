@@ -8,7 +8,7 @@ import io
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,20 +18,27 @@ from nystra_bench.errors import UserError
 from nystra_bench.sweep.cell import SCHEMA, Cell, canonical_json, encode_numbers
 
 FAILURES = ("failed", "oom", "timeout", "crashed")
+UNFINISHED = ".new-"
+"""How the names of files and folders begin that are not yet whole; what a killed run left of them is removed."""
+
+
+def unfinished(folder: Path) -> Path:
+    """A name of its own for something that is being written in ``folder``."""
+    return folder / f"{UNFINISHED}{uuid.uuid4().hex}"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it is either there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = unfinished(path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -65,15 +72,15 @@ class Store:
         return (found["status"], found["reason"]) if found else ("missing", None)
 
     def save(self, cell: Cell, value: dict, *, attach: Callable[[Path], None] | None = None, **about: object) -> None:
-        """Write a result once; a cell that has one keeps it.
+        """Write a result once; a cell that has one keeps it, unless that one is unstable.
 
         Args:
             attach: writes further files into the folder that it is given.
             about: status, reason, seconds, session, environment.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         content = {"schema": SCHEMA, "key": cell.key, "cell": cell.content, "value": value, "finished": _now(), **about}
-        temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=".new-"))
+        temporary = unfinished(self.folder)
+        temporary.mkdir(parents=True)
         try:
             if attach:
                 attach(temporary)
@@ -84,14 +91,14 @@ class Store:
 
     @staticmethod
     def _move(source: Path, target: Path) -> None:
-        """Put a finished folder in place; one without a result (a failure's) gives way."""
-        if target.exists() and _read(target / "result.json") is None:
-            shutil.rmtree(target)
-        try:
-            os.rename(source, target)
-        except OSError:
-            if _read(target / "result.json") is None:
-                raise
+        """Put a finished folder in place of a failure's or an unstable result's; one that is done stays."""
+        found, aside = _read(target / "result.json"), unfinished(target.parent)
+        if found and found["status"] == "done":
+            return
+        if target.exists():
+            target.rename(aside)
+        source.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
 
     def panel_images(self, cell: Cell, image: str) -> Path:
         """The file with the input and clean image of a quality cell's panel; cells of one task share it."""
@@ -135,6 +142,7 @@ class Store:
             yield
 
     def _sweep_leftovers(self) -> None:
-        """Remove what a killed run left half-written."""
-        for folder in self.folder.glob(".new-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        """Remove what a killed run left half-written, in the store and beside the reports."""
+        for depth in range(4):  # results/, a sweep's folder and the store, a cell's folder and figures, images/<digest>
+            for path in self.folder.parent.glob(f"{'*/' * depth}{UNFINISHED}*"):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

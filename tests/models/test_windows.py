@@ -178,6 +178,32 @@ def test_a_resized_table_tells_rows_from_columns_and_heads():
     assert (columns.diff(dim=1)[:, 2:-2] > 0).all() and columns.diff(dim=0).abs().max() < 1e-5
 
 
+def bicubic_matrix(size: int, new_size: int) -> np.ndarray:
+    """(new_size, size): Keys' cubic convolution with a = -0.75, pixel centres at half-integers, edges repeated."""
+
+    def keys(x: float, a: float = -0.75) -> float:
+        x = abs(x)
+        if x <= 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+    matrix = np.zeros((new_size, size))
+    for i in range(new_size):
+        centre = (i + 0.5) * size / new_size - 0.5
+        for j in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
+            matrix[i, min(max(j, 0), size - 1)] += keys(centre - j)
+    return matrix
+
+
+@pytest.mark.parametrize("size, new_size", ((8, 16), (8, 32), (7, 12), (16, 8)))
+def test_a_table_is_resized_by_bicubic_interpolation_as_swin_does(size, new_size):
+    side, new_side = 2 * size - 1, 2 * new_size - 1
+    table = torch.randn(side * side, 3, dtype=torch.float64)
+    stretch = torch.from_numpy(bicubic_matrix(side, new_side))
+    expected = torch.einsum("yi,xj,ijh->yxh", stretch, stretch, table.view(side, side, 3))
+    torch.testing.assert_close(resize_bias_table(table, size, new_size).view(new_side, new_side, 3), expected)
+
+
 # --------------------------------------------------------------------------- the place of an attention
 
 

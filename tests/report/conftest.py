@@ -17,10 +17,19 @@ DESCRIBE = {
     "deviation_psnr": {"unit": "dB", "higher_is_better": True, "convention": "RGB, whole image, not rounded"},
 }
 NYSTRA = {"guard": 5.0, "init": "global", "iterations": 2, "landmarks": 16}
+COMPANIONS = {
+    "exact": [400.0, 410.0, 390.0, 400.0, 405.0],
+    "exact_again": [401.0, 408.0, 391.0, 399.0, 406.0],
+    "sdpa": [150.0, 152.0, 149.0, 150.0, 151.0],
+    "identity": [60.0, 61.0, 60.0, 60.0, 62.0],
+    "native": [90.0, 91.0, 90.0, 89.0, 90.0],
+}
 
 
 class SyntheticStore:
     """Writes cells, results and failures as the engine does."""
+
+    nystra, companions = NYSTRA, COMPANIONS
 
     def __init__(self, results: Path, sweep: str = "demo"):
         self.results, self.sweep = results, sweep
@@ -81,6 +90,38 @@ class SyntheticStore:
         defaults = {"status": "done", "reason": None, "seconds": 1.0, "session": "s1"}
         self.store.save(cell, value, **(defaults | {"environment": {"cpu": "toy & co"}} | about))
 
+    def fill(self) -> None:
+        """One group with every kind of outcome: infinities, skipped, failed, missing, unstable, and ugly names."""
+        rng = np.random.default_rng(0)
+        clean = rng.random((48, 64, 3)).astype(np.float32)
+
+        def scores(psnr: float, deviation: float) -> list[dict]:
+            return [
+                {"psnr": psnr - 1, "ssim": 0.8, "deviation_psnr": deviation - 2, "deviation_ssim": 0.9, "lpips2": 0.1},
+                {"psnr": psnr + 1, "ssim": 0.9, "deviation_psnr": deviation + 2, "deviation_ssim": 0.9, "lpips2": 0.3},
+            ]
+
+        for name, params, psnr, deviation, samples in [
+            ("exact", {}, 30.0, float("inf"), COMPANIONS["exact"]),
+            ("identity", {}, 22.0, 24.0, COMPANIONS["identity"]),
+            ("nystra", NYSTRA, 28.0, 32.0, [80.0, 82.0, 78.0, 80.0, 81.0]),
+            ("nystra", NYSTRA | {"landmarks": 8}, 27.0, 30.0, [70.0, 71.0, 70.0, 70.0, 72.0]),
+            ("nystra", NYSTRA | {"landmarks": 8, "init": "matrix"}, 27.5, 30.5, [71.0, 71.0, 70.0, 70.0, 72.0]),
+            ("a<b>&|_%", {}, 25.0, 27.0, [400.0, 409.0, 391.0, 401.0, 404.0]),
+        ]:
+            quality = self.cell("quality", name, params)
+            noisy = clean + (0 if name == "exact" else 0.1) * rng.standard_normal(clean.shape)
+            self.quality(quality, scores(psnr, deviation), noisy)
+            self.picture(quality, clean + 0.2 * rng.standard_normal(clean.shape), clean)
+            unstable = {"status": "unstable", "reason": "spread 12 %"} if name == "identity" else {}
+            self.latency(self.cell("latency", name, params), samples, COMPANIONS, **unstable)
+            self.memory(self.cell("memory", name, params))
+        self.skip(self.cell("quality", "refuser"), "refuses <windows> | of 32")
+        failing = self.cell("quality", "broken")
+        self.store.fail(failing, "failed", "RuntimeError: no <b>luck</b>", "Traceback…")
+        self.quality(self.cell("quality", "half"), scores(26.0, 28.0))
+        self.cell("latency", "half")
+
     def write(self) -> Path:
         """Write the plan; the results folder."""
         plan = {"schema": SCHEMA, "sweep": self.sweep, "cells": self.cells}
@@ -88,46 +129,10 @@ class SyntheticStore:
         return self.results
 
 
-COMPANIONS = {
-    "exact": [400.0, 410.0, 390.0, 400.0, 405.0],
-    "exact_again": [401.0, 408.0, 391.0, 399.0, 406.0],
-    "sdpa": [150.0, 152.0, 149.0, 150.0, 151.0],
-    "identity": [60.0, 61.0, 60.0, 60.0, 62.0],
-    "native": [90.0, 91.0, 90.0, 89.0, 90.0],
-}
-
-
-def fill(store: SyntheticStore) -> None:
-    """One group with every kind of outcome: infinities, skipped, failed, missing, unstable, and ugly names."""
-    rng = np.random.default_rng(0)
-    clean = rng.random((48, 64, 3)).astype(np.float32)
-
-    def scores(psnr: float, deviation: float) -> list[dict]:
-        return [
-            {"psnr": psnr - 1, "ssim": 0.8, "deviation_psnr": deviation - 2, "deviation_ssim": 0.9, "lpips2": 0.1},
-            {"psnr": psnr + 1, "ssim": 0.9, "deviation_psnr": deviation + 2, "deviation_ssim": 0.9, "lpips2": 0.3},
-        ]
-
-    for name, params, psnr, deviation, samples in [
-        ("exact", {}, 30.0, float("inf"), COMPANIONS["exact"]),
-        ("identity", {}, 22.0, 24.0, COMPANIONS["identity"]),
-        ("nystra", NYSTRA, 28.0, 32.0, [80.0, 82.0, 78.0, 80.0, 81.0]),
-        ("nystra", NYSTRA | {"landmarks": 8}, 27.0, 30.0, [70.0, 71.0, 70.0, 70.0, 72.0]),
-        ("nystra", NYSTRA | {"landmarks": 8, "init": "matrix"}, 27.5, 30.5, [71.0, 71.0, 70.0, 70.0, 72.0]),
-        ("a<b>&|_%", {}, 25.0, 27.0, [400.0, 409.0, 391.0, 401.0, 404.0]),
-    ]:
-        quality = store.cell("quality", name, params)
-        noisy = clean + (0 if name == "exact" else 0.1) * rng.standard_normal(clean.shape)
-        store.quality(quality, scores(psnr, deviation), noisy)
-        store.picture(quality, clean + 0.2 * rng.standard_normal(clean.shape), clean)
-        unstable = {"status": "unstable", "reason": "spread 12 %"} if name == "identity" else {}
-        store.latency(store.cell("latency", name, params), samples, COMPANIONS, **unstable)
-        store.memory(store.cell("memory", name, params))
-    store.skip(store.cell("quality", "refuser"), "refuses <windows> | of 32")
-    failing = store.cell("quality", "broken")
-    store.store.fail(failing, "failed", "RuntimeError: no <b>luck</b>", "Traceback…")
-    store.quality(store.cell("quality", "half"), scores(26.0, 28.0))
-    store.cell("latency", "half")
+@pytest.fixture(scope="session")
+def synthetic_store() -> type[SyntheticStore]:
+    """The class, for fixtures that outlive a test."""
+    return SyntheticStore
 
 
 @pytest.fixture
@@ -139,6 +144,6 @@ def synthetic(tmp_path: Path) -> SyntheticStore:
 @pytest.fixture
 def filled(synthetic: SyntheticStore) -> SyntheticStore:
     """A store with the sweep ``demo`` in it."""
-    fill(synthetic)
+    synthetic.fill()
     synthetic.write()
     return synthetic

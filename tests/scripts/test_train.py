@@ -13,7 +13,7 @@ from nystra_bench.models.checkpoints import read_state_dict
 from nystra_bench.models.swinir import load_swinir
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["model.spec.dim=8", "model.spec.depths=[2]", "model.spec.heads=[2]", "patch=16", "batch=2", "steps=4", "warmup=1"]
+TINY = ["model.spec.dim=8", "model.spec.depths=[2]", "model.spec.heads=[2]", "patch=16", "batch=2", "steps=4"]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from nystra_bench.report.frame import FLOOR, ReportData
 from nystra_bench.report.plotting import (
     GREY,
     Top,
+    head,
     looks,
     new_figure,
     series,
@@ -79,7 +80,7 @@ class Landmarks(Figure):
             axes.remove()
         for axes in grid[: len(panels) : across]:
             axes.set_ylabel(column(self.metric, data).header)
-        figure.suptitle(group_label(group, FIGURE), fontsize=10.5, fontweight="bold")
+        head(figure, group_label(group, FIGURE))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(across + 1, len(handles)))
         return figure
 

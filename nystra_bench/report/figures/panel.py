@@ -15,12 +15,12 @@ from matplotlib.patches import Rectangle
 from nystra_bench.report.base import Figure
 from nystra_bench.report.columns import number
 from nystra_bench.report.frame import FLOOR, GROUP, ORIGINAL, Panel, ReportData
-from nystra_bench.report.plotting import new_figure
+from nystra_bench.report.plotting import head, new_figure
 from nystra_bench.report.wording import group_label, method_label
 
 MARK = "#ffd400"
 LEVELS = 255
-CELL, GAP, TITLE, HEAD, MARGIN = 1.62, 0.07, 0.56, 0.3, 0.72
+CELL, GAP, TITLE, HEAD, MARGIN = 1.62, 0.07, 0.56, 0.36, 0.72
 """Inches: width of an image, space between two, above an image for its title, above all, and for the colour bar."""
 
 
@@ -123,8 +123,8 @@ class VisualPanel(Figure):
         maps = [shown for n, picture in enumerate(pictures) if (shown := _draw(picture, sheet, n, place, scale))]
         if maps:
             bar = sheet.figure.colorbar(maps[0], cax=sheet.bar(), extend="max")
-            bar.set_label("|variant − original| (8-bit steps)", fontsize=8)
-        sheet.figure.suptitle(label, fontsize=10, fontweight="bold", y=1 - 0.08 / sheet.height, va="top")
+            bar.set_label("difference (8-bit steps)", fontsize=8)
+        head(sheet.figure, label, y=1 - 0.06 / sheet.height, va="top")
         return sheet.figure
 
     def _place(self, pictures: list[Picture], height: int, width: int) -> tuple[int, int, int]:

@@ -11,9 +11,9 @@ from nystra_bench.report.base import Figure
 from nystra_bench.report.columns import column
 from nystra_bench.report.frame import FLOOR, ORIGINAL, REFERENCES, RELEASED, ReportData
 from nystra_bench.report.plotting import (
-    GREY,
     Label,
     Top,
+    head,
     latency_axis,
     looks,
     new_figure,
@@ -91,7 +91,7 @@ class Pareto(Figure):
         latency_axis(grid[0, 0], seen)
         for axes in grid[-1]:
             axes.set_xlabel("latency of one forward pass (ms)")
-        figure.suptitle(group_label(rows.iloc[0], FIGURE), fontsize=10.5, fontweight="bold")
+        head(figure, group_label(rows.iloc[0], FIGURE))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
         settle(figure)
         for axes, points, labels in drawn:
@@ -132,17 +132,15 @@ class _Points:
         return self._references(axes) + self._methods(axes, handles)
 
     def _references(self, axes: Axes) -> list[Label]:
-        labels = []
+        look, labels = looks(self.data), []
         for row, name in self.rows["attention"].items():
             if name in REFERENCES:
-                marker = ("s", "D", "X")[REFERENCES.index(name)]
-                self._mark(axes, row, GREY, marker)
+                self._mark(axes, row, look[name].colour, look[name].marker)
                 labels.append(Label(self.x[row], self.y[row], name, "#444444"))
         return labels
 
     def _methods(self, axes: Axes, handles: dict[str, Line2D]) -> list[Label]:
-        look = looks(self.data)
-        labels = []
+        look, labels = looks(self.data), []
         for s in series(self.data, self.rows[~self.rows["attention"].isin(REFERENCES)]):
             dress = s.dress(look[s.attention])
             axes.plot(self.x[s.rows], self.y[s.rows], color=dress["color"], linestyle=dress["linestyle"], zorder=3)
@@ -150,8 +148,8 @@ class _Points:
                 self._mark(axes, row, dress["color"], dress["marker"])
                 landmarks = self.rows.at[row, "landmarks"]
                 if not pd.isna(landmarks):
-                    inner = row not in (s.rows[0], s.rows[-1])
-                    labels.append(Label(self.x[row], self.y[row], str(landmarks), dress["color"], optional=inner))
+                    worth = 0.9 if row in (s.rows[0], s.rows[-1]) else 0.5  # the ends say where a line goes
+                    labels.append(Label(self.x[row], self.y[row], str(landmarks), dress["color"], worth))
             handles.setdefault(s.label, Line2D([], [], markersize=5, **dress))
         return labels
 
