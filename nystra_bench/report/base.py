@@ -8,7 +8,7 @@ edited. A plug-in that raises becomes a note in the report; the rest is drawn al
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 
@@ -50,6 +50,9 @@ class Figure(ABC):
     Args:
         title: heading in the report.
     """
+
+    place: ClassVar[int] = 100
+    """Figures stand in the report by rising place, those of equal place by name."""
 
     def __init__(self, title: str):
         self.title = title

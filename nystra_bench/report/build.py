@@ -57,6 +57,7 @@ class Part:
     notes: list[str] = field(default_factory=list)
     caption: str = ""
     drawings: list[Drawing] = field(default_factory=list)
+    place: int = Figure.place
 
 
 def build_report(results: Path, sweep: str, plugins: Mapping[str, Mapping[str, Any]], config_yaml: str) -> Path:
@@ -79,6 +80,7 @@ def build_report(results: Path, sweep: str, plugins: Mapping[str, Mapping[str, A
     data = load(results, sweep)
     tables = [_table(name, config, data, folder) for name, config in plugins.get("tables", {}).items()]
     figures = [_figure(name, config, data, folder / "figures") for name, config in plugins.get("figures", {}).items()]
+    figures.sort(key=lambda part: (part.place, part.name))
     write_atomically(folder / "config.yaml", config_yaml)
     write_atomically(folder / "environment.json", json.dumps(data.environments, indent=1, ensure_ascii=False) + "\n")
     page = folder / "report.html"
@@ -120,8 +122,8 @@ def _figure(name: str, config: Mapping[str, Any], data: ReportData, folder: Path
                 drawings.append(Drawing(suffix, stem, _save(drawn, folder, stem)))
         _remove_stale(folder, name, {drawing.stem for drawing in drawings})
         if not drawings:
-            return Part(name, title, problem=figure.nothing(data))
-        return Part(name, title, caption=figure.caption(data), drawings=drawings)
+            return Part(name, title, problem=figure.nothing(data), place=figure.place)
+        return Part(name, title, caption=figure.caption(data), drawings=drawings, place=figure.place)
     except Exception as error:
         return _failed("figure", name, title, error)
 

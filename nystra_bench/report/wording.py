@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from nystra_bench.report.columns import number
-from nystra_bench.report.frame import FUSED, GROUP, ORIGINAL, REFERENCES, RELEASED, SEVERITY, ReportData, Session
+from nystra_bench.report.frame import FLOOR, FUSED, GROUP, ORIGINAL, REFERENCES, RELEASED, SEVERITY, ReportData, Session
 
 ORIGINALS = (
     "Three originals: “native” is the model as released; “interpolate” is exact attention in another window with the "
@@ -139,7 +139,7 @@ def _finding(data: ReportData, rows: pd.DataFrame) -> str:
         f"The fastest replacement is {method_label(data, fastest)} with {number(row['latency_ms'], 1)} ms{unstable}, "
         f"{_speed(row, ORIGINAL)} and {_speed(row, FUSED)}; its deviation from the exact output is "
         f"{number(row['deviation_psnr'], 2)} dB{quality}."
-        f"{_closest(data, timed, fastest)}{_native(data, timed, fastest)}"
+        f"{_closest(data, timed, fastest)}{_without_attention(rows, timed)}{_native(data, timed, fastest)}"
     )
 
 
@@ -167,6 +167,21 @@ def _closest(data: ReportData, timed: pd.DataFrame, fastest: int) -> str:
     return (
         f" The closest is {method_label(data, closest)}: {number(row['deviation_psnr'], 2)} dB "
         f"at {number(row['latency_ms'], 1)} ms."
+    )
+
+
+def _without_attention(rows: pd.DataFrame, timed: pd.DataFrame) -> str:
+    """How many replacements are worse than none: what a table of speed-ups alone would hide."""
+    floor = rows[(rows["attention"] == FLOOR) & rows["latency_ms"].notna() & rows["deviation_psnr"].notna()]
+    if floor.empty:
+        return ""
+    deviation = floor["deviation_psnr"].iloc[0]
+    worse = int((timed["deviation_psnr"] < deviation).sum())
+    which = "none of the replacements is" if not worse else f"{worse} of {count(len(timed), 'replacement')} are"
+    which = "every replacement is" if worse == len(timed) else which
+    return (
+        f" Without any attention (identity) the deviation is {number(deviation, 2)} dB "
+        f"at {number(floor['latency_ms'].iloc[0], 1)} ms: {which} farther from the original than that."
     )
 
 

@@ -35,6 +35,8 @@ class Landmarks(Figure):
         ceiling: values above are drawn on one line: they are the same as the original but for rounding.
     """
 
+    place = 2
+
     def __init__(self, title: str, metric: str = "deviation_psnr", columns: int = 3, ceiling: float = 90.0):
         super().__init__(title)
         self.metric, self.columns, self.ceiling = metric, columns, float(ceiling)

@@ -48,6 +48,8 @@ class VisualPanel(Figure):
         columns: images beside each other.
     """
 
+    place = 3
+
     def __init__(
         self,
         title: str,

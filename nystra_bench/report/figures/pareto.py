@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from nystra_bench.report.base import Figure
 from nystra_bench.report.columns import column
-from nystra_bench.report.frame import FLOOR, ORIGINAL, REFERENCES, RELEASED, ReportData
+from nystra_bench.report.frame import ORIGINAL, REFERENCES, RELEASED, ReportData
 from nystra_bench.report.plotting import (
     Label,
     Top,
@@ -38,6 +38,8 @@ class Pareto(Figure):
         ceiling: values above are drawn on one line: they are the same as the original but for rounding.
     """
 
+    place = 1
+
     def __init__(self, title: str, metrics: list[str], ceiling: float = 90.0):
         super().__init__(title)
         self.metrics, self.ceiling = list(metrics), float(ceiling)
@@ -52,7 +54,7 @@ class Pareto(Figure):
             "beside points are landmarks, and points of one method that differ in them alone are joined. Grey marks "
             "are references: exact and sdpa compute the original, identity has no attention at all and bounds what any "
             "replacement can save. The dashed vertical line is the model as released, timed in the same session. The "
-            "shaded line is the Pareto front (identity left out). Open marks are unstable timings. Deviations above "
+            "shaded line is the Pareto front. Open marks are unstable timings. Deviations above "
             f"{self.ceiling:g} dB, and infinite ones, are drawn on the top line.{missing}{sessions}"
         )
 
@@ -123,8 +125,7 @@ class _Points:
 
     def draw(self, axes: Axes, handles: dict[str, Line2D]) -> list[Label]:
         """Draw everything; give back the labels that are still to be placed."""
-        contenders = self.rows.index[self.rows["attention"] != FLOOR]
-        front = pareto_front([(self.x[row], self.y[row]) for row in contenders])
+        front = pareto_front([(self.x[row], self.y[row]) for row in self.rows.index])
         if len(front) > 1:
             xs, ys = zip(*front, strict=True)
             handles["Pareto front"] = axes.plot(xs, ys, color="#f0c419", linewidth=5, alpha=0.35, zorder=1.5,
