@@ -179,7 +179,8 @@ def compose_config(arguments: Arguments) -> tuple[dict, Catalogue]:
             composed = compose("config", overrides=[f"+sweep={arguments.sweep}", *words, *arguments.settings])
         config = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"the options do not fit together: {str(error).strip().splitlines()[0]}") from error
+        told = " ".join(str(error).split())[:300]
+        raise UserError(f"the options do not fit together: {told}") from error
     config |= {"sweep_name": arguments.sweep, "plugins": [str(folder) for folder in search]}
     _check_values(config)
     return config, catalogue
@@ -202,8 +203,12 @@ def _check_sweep(name: str | None, catalogue: Catalogue) -> None:
 def _check_settings(words: list[str], base: DictConfig) -> None:
     known = [*_dotted(base), *AXES, "sweep"]
     for word in words:
-        key = _parse_word(word).key_or_group
-        if key not in known and OmegaConf.select(base, key) is None:
+        override = _parse_word(word)
+        key = override.key_or_group
+        group = OmegaConf.select(base, key)
+        if isinstance(group, DictConfig) and not isinstance(override.value(), dict):
+            raise UserError(f"{word}: {key} is a group of options: accepted are {', '.join(_dotted(group, f'{key}.'))}")
+        if key not in known and group is None:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(f"{word}: the option {key} is unknown{hint}: accepted are {', '.join(known)}")

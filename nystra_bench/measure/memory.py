@@ -25,7 +25,10 @@ def available(device: str) -> str | None:
 
 
 def peak_memory(call: Callable[[], object], device: str) -> tuple[float, str]:
-    """Peak memory of one call in MB (10^6 bytes) above the state before it, and how it was read."""
+    """Peak memory of a repeated call in MB (10^6 bytes) above the state before the first, and how it was read.
+
+    It is the second call's peak: what the first leaves for later calls counts, what making that took does not.
+    """
     gc.collect()
     return _peak_cuda(call) if device == "cuda" else _peak_cpu(call)
 
@@ -34,6 +37,7 @@ def _peak_cuda(call: Callable[[], object]) -> tuple[float, str]:
     torch.cuda.empty_cache()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
+    call()
     torch.cuda.reset_peak_memory_stats()
     call()
     torch.cuda.synchronize()
@@ -43,6 +47,8 @@ def _peak_cuda(call: Callable[[], object]) -> tuple[float, str]:
 def _peak_cpu(call: Callable[[], object]) -> tuple[float, str]:
     _give_back_free_memory()
     before = _resident("VmRSS")
+    call()
+    _give_back_free_memory()
     _RESET.write_text("5")  # the kernel starts its high-water mark anew
     call()
     return (_resident("VmHWM") - before) / 1e6, "peak resident set size above the loaded model"

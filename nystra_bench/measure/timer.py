@@ -14,7 +14,7 @@ import torch
 from nystra_bench.measure.statistics import Ratio, interquartile_range, paired_ratio
 
 UNSTABLE_SPREAD = 0.10
-"""Interquartile range over median, above which a timing is called unstable."""
+"""Interquartile range over median, and width of the A/A interval, above which a timing is called unstable."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def expected_s(entries: Iterable[Entry], timing: Timing) -> float:
 def run_rounds(entries: dict[str, Entry], timing: Timing, clock: Clock, pair: tuple[str, str], seed: int) -> Ratio:
     """Fill the samples of all entries; returns the A/A interval of ``pair``, two entries of the same thing.
 
-    When the A/A interval excludes 1 after the planned rounds, as many again are made, within the budget as far again: an
-    interval of 95 % misses by chance, too, and more samples tell chance from a disturbed machine. It is looked at only
-    then: to stop at the first round that pleases would make the noise floor look better than it is.
+    When the A/A interval excludes 1 after the planned rounds, as many again are made, as far as the budget goes once
+    more: an interval of 95 % misses by chance, too, and more samples tell chance from a disturbed machine. It is looked
+    at only then: to stop at the first round that pleases would make the noise floor look better than it is.
     """
     order, rng, start = list(entries), random.Random(seed), time.perf_counter()
     for done in range(2 * timing.rounds):
@@ -133,6 +133,8 @@ def instability(samples_ms: list[float], noise: Ratio) -> str | None:
     """Why a timing is not to be trusted, as one clause; None where it is."""
     if not noise.contains(1.0):
         return f"exact against itself came out at {noise.low:.3f} to {noise.high:.3f}, which excludes 1"
+    if noise.high - noise.low > UNSTABLE_SPREAD:
+        return f"exact against itself is only known to be within {noise.low:.3f} to {noise.high:.3f}"
     spread = interquartile_range(samples_ms) / statistics.median(samples_ms)
     if spread > UNSTABLE_SPREAD:
         return f"the interquartile range is {100 * spread:.0f} % of the median"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,9 +12,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from nystra_bench.configuration import Catalogue
-from nystra_bench.errors import UserError
+from nystra_bench.errors import UserError, unknown
 from nystra_bench.sweep.cell import SCHEMA
-from nystra_bench.sweep.grid import Overrides, expand
+from nystra_bench.sweep.grid import Overrides, expand, listed
 from nystra_bench.sweep.inspection import look
 from nystra_bench.sweep.plan import Planned, plan, request_of
 from nystra_bench.sweep.progress import Progress
@@ -36,24 +37,29 @@ class Engine:
 
     def __init__(self, config: dict, catalogue: Catalogue, overrides: Overrides):
         self.config, self.catalogue, self.overrides = config, catalogue, overrides
-        self.results = Path(config["results"]).expanduser().resolve()
+        self.results = Path(str(config["results"])).expanduser().resolve()
         self.name = str(config["name"] or config["sweep_name"])
         self.folder = self.results / self.name
         self.store = Store(self.results / "store")
-        for status in config["retry"]:
+        self.retried = listed(config["retry"])
+        for status in self.retried:
             if status not in RETRIED:
-                raise UserError(f"retry={status} is unknown: accepted are {', '.join(RETRIED)}")
+                raise unknown("retry", status, RETRIED)
         self.references = {
-            role: catalogue.option("attention", name) for role, name in config["references"].items()
+            role: next(iter(catalogue.choose(f"references.{role}", "attention", name).values()))
+            for role, name in config["references"].items()
         }
-        self.metrics = catalogue.choose("metric", config["metrics"])
-        self.plugins = {f"{kind}s": catalogue.choose(kind, config[f"{kind}s"]) for kind in ("table", "figure")}
+        self.metrics = catalogue.choose("metrics", "metric", config["metrics"])
+        if not self.metrics:
+            raise UserError(f"metrics=[] holds no metric: accepted are all, {', '.join(catalogue.names('metric'))}")
+        self.plugins = {f"{k}s": catalogue.choose(f"{k}s", k, config[f"{k}s"]) for k in ("table", "figure")}
 
     # ----------------------------------------------------------------- the three modes
 
     def run(self) -> int:
         """Plan, measure what is missing, report."""
         planned = self.plan()
+        self._check_writable()
         with self.store.lock():
             self._start_log()
             self._write_cells(planned)
@@ -73,6 +79,7 @@ class Engine:
     def report_again(self) -> int:
         """Draw again from the store; measures nothing."""
         planned = self.plan()
+        self._check_writable()
         self._start_log()
         self._write_cells(planned)
         return self._report(planned)
@@ -84,12 +91,21 @@ class Engine:
         request = request_of(choices, self.metrics, self.catalogue, self.config["plugins"])
         return plan(choices, look(request), self.catalogue, self.overrides)
 
+    def _check_writable(self) -> None:
+        """Before anything is measured: hours of it would be lost at the end otherwise."""
+        nearest = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(
+                f"results={self.config['results']} cannot be written ({nearest} is no folder that this user may write "
+                "to): accepted is another results=FOLDER"
+            )
+
     def status(self, p: Planned) -> tuple[str, str | None]:
         return ("skipped", p.reason) if p.reason else self.store.status(p.cell.key)
 
     def missing(self, planned: list[Planned]) -> list[Planned]:
         """The cells to measure now."""
-        again = {"missing", *self.config["retry"]}
+        again = {"missing", *self.retried}
         return [p for p in planned if self.status(p)[0] in again]
 
     def _summary(self, planned: list[Planned]) -> str:

@@ -121,7 +121,8 @@ def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> N
         if not with_it:
             raise UserError(f"{given} is used by no cell: accepted beside it are position_bias=interpolate and drop")
         if all(p.reason for p in with_it):
-            raise UserError(f"{given} does not fit: {with_it[0].reason}; accepted are {accepted}")
+            nearest = max(with_it, key=lambda p: p.window)
+            raise UserError(f"{given} does not fit: {nearest.reason}; accepted are {accepted}")
 
 
 def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned], bool]]]:
@@ -130,7 +131,8 @@ def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned],
         if value != "native":
             accepted = "native, and windows that images and attentions fit"
             yield f"window_size={value}", accepted, lambda p, v=value: p.window == v
-    for axis, accepted in (("device", "devices of this machine"), ("attention", "attentions that fit the windows")):
+    others = {"device": "cpu, and what else this machine has", "attention": "attentions that fit the windows"}
+    for axis, accepted in others.items():
         for value in overrides.axes.get(axis, []):
             if isinstance(value, str) and value != AVAILABLE:
                 yield f"{axis}={value}", accepted, lambda p, a=axis, v=value: getattr(p.choice, a).name == v

@@ -29,6 +29,8 @@ class Progress:
         self.stream = stream or sys.stderr
         self.on_terminal = self.stream.isatty()
         self.done = 0
+        self.together: set[str] = set()  # cells that are measured at one time, and so are done at one time
+        self.reached = 0  # cells done, and those that are about to be, being measured together with one that is
         self.started = time.monotonic()
 
     def __call__(self, event: dict) -> None:
@@ -36,24 +38,27 @@ class Progress:
             self._at(event)
             return
         self.done += 1
-        trouble = event.get("reason") or ("unstable" if event.get("status") == "unstable" else "")
+        self.together.discard(event["key"])
+        self.reached = self.done + len(self.together)
+        trouble = f" ({event['reason']})" if event.get("reason") else ""
         if trouble or not self.on_terminal:
-            line = f"[{self.done}/{len(self.names)}] {self.names[event['key']]} {event['status']} {trouble}"
-            self._line(line.rstrip())
+            self._line(f"[{self.done}/{len(self.names)}] {self.names[event['key']]} {event['status']}{trouble}")
         self._status("")
 
     def _at(self, event: dict) -> None:
-        n = len(event["keys"])
-        what = self.names[event["keys"][0]] if n == 1 else f"timing {n} cells together, silently"
+        self.together = set(event["keys"])
+        n, silent_s = len(event["keys"]), event.get("silent_s")
+        together = f"timing {n} cells together, silently, for about {duration(silent_s)}" if silent_s else "warming up"
+        what = together if n > 1 or silent_s else self.names[event["keys"][0]]
         if self.on_terminal:
             self._status(what)
-        elif n > 1:
+        elif silent_s:
             self._line(f"[{self.done}/{len(self.names)}] {what}")
 
     def _remaining(self) -> str:
-        if not self.done:
+        if self.reached in (0, len(self.names)):
             return ""
-        left = (time.monotonic() - self.started) / self.done * (len(self.names) - self.done)
+        left = (time.monotonic() - self.started) / self.reached * (len(self.names) - self.reached)
         return f", about {duration(left)} left"
 
     def _line(self, text: str) -> None:

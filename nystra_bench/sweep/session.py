@@ -103,7 +103,7 @@ class SessionRun:
                 try:
                     for event in _events(worker, self.timeout_s):
                         if event["event"] == "start":
-                            current = event["keys"]
+                            current = [key for key in event["keys"] if key in left]
                         elif event["event"] in ("done", "failed"):
                             left.pop(event["key"], None)
                             current = [key for key in current if key != event["key"]]
@@ -129,12 +129,19 @@ def _events(worker: subprocess.Popen, timeout_s: float) -> Iterator[dict]:
                 raise TimeoutError
             chunk = os.read(worker.stdout.fileno(), 65536)
             if not chunk:
-                worker.wait()
+                _wait(worker, timeout_s)
                 return
             *lines, buffer = (buffer + chunk).split(b"\n")
             for event in map(json.loads, lines):
                 patience = timeout_s + event.get("silent_s", 0)
                 yield event
+
+
+def _wait(worker: subprocess.Popen, timeout_s: float) -> None:
+    try:
+        worker.wait(min(timeout_s, LONGEST_WAIT))
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError from error
 
 
 def _how_it_ended(code: int, log_file: Path) -> tuple[str, str] | None:

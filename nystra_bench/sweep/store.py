@@ -142,7 +142,7 @@ class Store:
             yield
 
     def _sweep_leftovers(self) -> None:
-        """Remove what a killed run left half-written, in the store and beside the reports."""
-        for depth in range(4):  # results/, a sweep's folder and the store, a cell's folder and figures, images/<digest>
-            for path in self.folder.parent.glob(f"{'*/' * depth}{UNFINISHED}*"):
+        """Remove what a killed run left half-written."""
+        for depth in range(3):  # the store, a cell's folder, images/<digest>
+            for path in self.folder.glob(f"{'*/' * depth}{UNFINISHED}*"):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -27,11 +27,15 @@ from nystra_bench.configuration import instantiate
 from nystra_bench.measure import memory
 from nystra_bench.measure.environment import environment, usable_cores
 from nystra_bench.measure.flops import count_flops
-from nystra_bench.measure.timer import Clock, Entry, Timing, instability, run_rounds, warm_up
-from nystra_bench.models import load_configured, plug
+from nystra_bench.measure.timer import Clock, Entry, Timing, expected_s, instability, run_rounds, warm_up
+from nystra_bench.models import attention_sites, load_configured, plug
 from nystra_bench.sweep.cell import Cell, canonical_json
-from nystra_bench.sweep.store import Store
+from nystra_bench.sweep.inspection import own_stdout
+from nystra_bench.sweep.store import UNFINISHED, Store
 from nystra_bench.tasks.base import Sample
+
+PARENT_DRAWS_S = 0.02
+"""Seconds that the parent is given to draw its progress, so that it does not draw while a timing runs."""
 
 
 class Job:
@@ -110,8 +114,11 @@ class Worker:
             if jobs:
                 run(jobs)
 
-    def tell_start(self, jobs: list[Job]) -> None:
-        self._tell({"event": "start", "measure": jobs[0].cell.measure, "keys": [job.cell.key for job in jobs]})
+    def tell_start(self, jobs: list[Job], silent_s: float = 0.0) -> None:
+        """Say what comes next, and how long nothing more will be said; the parent has drawn it when this returns."""
+        keys = [job.cell.key for job in jobs]
+        self._tell({"event": "start", "measure": jobs[0].cell.measure, "keys": keys, "silent_s": silent_s})
+        time.sleep(PARENT_DRAWS_S)
 
     def save(self, job: Job, value: dict, started: float, reason: str | None = None, attach=None) -> None:
         self.store.save(
@@ -129,7 +136,7 @@ class Worker:
                 "weights": str(self.request["model"]["weights"]),
             },
         )
-        self._tell({"event": "done", "key": job.cell.key, "status": "unstable" if reason else "done"})
+        self._tell({"event": "done", "key": job.cell.key, "status": "unstable" if reason else "done", "reason": reason})
 
     def fail(self, job: Job, error: BaseException) -> None:
         text = "".join(traceback.format_exception(error))
@@ -159,11 +166,37 @@ class Worker:
         """Time all cells together with the references, interleaved."""
         timing, clock, started = Timing(**self.request["timing"]), Clock(self.device), time.perf_counter()
         names = self._entry_names(jobs)
+        self.tell_start(jobs)
+        self._warm_process()
+        entries = self._warm_entries(jobs, names, timing, clock)
+        jobs = [job for job in jobs if names[job.cell.key] in entries]
+        if not jobs:
+            return
+        pair = self._add_twin(entries)
+        self.tell_start(jobs, expected_s(entries.values(), timing))
+        try:
+            noise = run_rounds(entries, timing, clock, pair, self.request["seed"])
+        except Exception as error:  # no cell of the session has the rounds that its ratios need
+            for job in jobs:
+                self.fail(job, error)
+            return
+        for job in jobs:
+            entry = entries[names[job.cell.key]]
+            self.save(job, self._latency(entry, entries), started, instability(entry.samples_ms, noise))
+
+    def _warm_process(self) -> None:
+        """Read the image, start threads and libraries: else whichever attention comes first would pay for them."""
+        self.forward(self._without_attention(), self.first_input)
+
+    def _without_attention(self) -> nn.Module:
+        return plug(self.model, instantiate({"_target_": "nystra_bench.attention.identity.IdentityAttention"}))
+
+    def _warm_entries(self, jobs: list[Job], names: dict[str, str], timing: Timing, clock: Clock) -> dict[str, Entry]:
+        """The entries whose warm-up succeeds, by name; the cells of the others fail."""
         entries: dict[str, Entry] = {}
         for name, entry in self._candidates(jobs, names).items():
             cells = [job for job in jobs if names[job.cell.key] == name]
-            if cells:
-                self.tell_start(cells)
+            self.tell_start(cells or jobs)  # without a companion that takes the worker down, no cell can be timed
             try:
                 warm_up(entry, timing, clock)
                 entries[name] = entry
@@ -171,15 +204,7 @@ class Worker:
                 traceback.print_exc()
                 for job in cells:
                     self.fail(job, error)
-        jobs = [job for job in jobs if names[job.cell.key] in entries]
-        if not jobs:
-            return
-        pair = self._add_twin(entries)
-        self.tell_start(jobs)
-        noise = run_rounds(entries, timing, clock, pair, self.request["seed"])
-        for job in jobs:
-            entry = entries[names[job.cell.key]]
-            self.save(job, self._latency(entry, entries), started, instability(entry.samples_ms, noise))
+        return entries
 
     def _entry_names(self, jobs: list[Job]) -> dict[str, str]:
         """Which entry times a cell: a reference's where it is the same attention, else one of its own."""
@@ -234,7 +259,9 @@ class Worker:
         def call() -> Tensor:
             return self.forward(self.model, self.first_input)
 
-        call()  # buffers that are made once are no cost of a call
+        call()  # what libraries allocate once is no cost of the attention
+        for site in attention_sites(self.model):
+            site.caches.clear()  # what the attention keeps is
         peak, method = memory.peak_memory(call, self.device)
         flops = count_flops(lambda: self.model(self.first_input))
         value = {
@@ -247,14 +274,14 @@ class Worker:
 
     @cached_property
     def _flops_without_attention(self) -> int:
-        sites = plug(self.model, instantiate({"_target_": "nystra_bench.attention.identity.IdentityAttention"}))
-        return count_flops(lambda: sites(self.first_input))
+        model = self._without_attention()
+        return count_flops(lambda: model(self.first_input))
 
     # ----------------------------------------------------------------- quality
 
     def measure_quality(self, jobs: list[Job]) -> None:
         self.metrics = {name: instantiate(config) for name, config in self.request["metrics"].items()}
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=self.store.folder, prefix=UNFINISHED) as folder:
             self.outputs = ReferenceOutputs(self, Path(folder))
             self.each(jobs, self._quality)
 
@@ -340,7 +367,7 @@ def end_with_parent() -> None:
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     sys.path[:0] = request["sys_path"]
-    sink, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints gets between the events
+    sink = own_stdout()
     end_with_parent()
     Worker(request, lambda event: print(json.dumps(event), file=sink, flush=True)).run()
 

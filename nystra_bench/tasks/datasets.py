@@ -38,7 +38,7 @@ def pictures(images: str, limit: int | None = None, crop: int | None = None) -> 
         UserError: the folder is absent or holds no image, or a number is out of range.
     """
     for name, value in (("limit", limit), ("crop", crop)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise UserError(f"task.{name}={value} is out of range: accepted are whole numbers from 1 on, or null")
     found = _bundled() if images == "bundled" else _in_folder(Path(str(images)).expanduser())
     return [Picture(p.id, _cropped(p.read, crop)) for p in found[:limit]]
@@ -84,10 +84,12 @@ def read_image(file: Path) -> np.ndarray:
 
     try:
         with Image.open(file) as image:
+            # Pillow reads 16-bit RGB as 8-bit RGB without a word; only the raw mode of the stored data tells.
+            deep = any(";16" in str(tile) for tile in image.tile)
             image.load()
             transparent = "transparency" in image.info
-            mode = image.mode
-            pixels = np.asarray(image.convert("RGB"))
+            mode = f"{image.mode}, 16 bits" if deep else image.mode
+            pixels = np.asarray(image.convert("RGB")) if mode in CONVERTED_MODES else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"task.images: {file} cannot be read as an image ({reason}): mend or remove it") from error

@@ -1,0 +1,72 @@
+"""What people are told while a sweep runs."""
+
+import io
+
+import pytest
+
+from nystra_bench.sweep import progress
+from nystra_bench.sweep.progress import Progress, duration
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that the test sets."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+NAMES = {key: f"cell {key}" for key in "abcd"}
+
+
+def test_lengths_of_time():
+    assert [duration(s) for s in (0.4, 59.4, 60, 200, 3600, 7500)] == [
+        "0 s",
+        "59 s",
+        "1 min 00 s",
+        "3 min 20 s",
+        "1 h 00 min",
+        "2 h 05 min",
+    ]
+
+
+def test_plain_lines_with_reasons_and_the_remaining_time(clock):
+    stream = io.StringIO()
+    tell = Progress(NAMES, stream)
+    tell({"event": "start", "keys": ["a", "b"], "silent_s": 0})
+    tell({"event": "start", "keys": ["a", "b"], "silent_s": 30.0})
+    clock[0] = 40
+    tell({"event": "done", "key": "a", "status": "done"})
+    tell({"event": "done", "key": "b", "status": "unstable", "reason": "spread"})
+    tell({"event": "start", "keys": ["c"]})
+    clock[0] = 60
+    tell({"event": "failed", "key": "c", "status": "oom", "reason": "too large"})
+    clock[0] = 70
+    tell({"event": "done", "key": "d", "status": "done", "reason": None})
+    tell.close()
+    assert stream.getvalue().splitlines() == [
+        "[0/4] timing 2 cells together, silently, for about 30 s",
+        "[1/4] cell a done, about 40 s left",
+        "[2/4] cell b unstable (spread), about 40 s left",
+        "[3/4] cell c oom (too large), about 20 s left",
+        "[4/4] cell d done",
+        "4 cells in 1 min 10 s",
+    ]
+
+
+def test_one_redrawn_line_on_a_terminal(clock):
+    stream = Terminal()
+    tell = Progress(NAMES, stream)
+    tell({"event": "start", "keys": ["a"]})
+    tell({"event": "done", "key": "a", "status": "done"})
+    tell({"event": "failed", "key": "b", "status": "failed", "reason": "no luck"})
+    tell.close()
+    written = stream.getvalue()
+    assert written.count("\n") == 2  # the failure, which stays, and the end
+    assert "0/4 cells  cell a" in written
+    assert "[2/4] cell b failed (no luck)\n" in written

@@ -1,0 +1,151 @@
+"""The store: a result is there whole or not at all, and stays."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nystra_bench.errors import UserError
+from nystra_bench.sweep.cell import Cell
+from nystra_bench.sweep.inspection import child_environment
+from nystra_bench.sweep.store import Store, write_atomically
+
+ABOUT = {"status": "done", "reason": None, "seconds": 1.0, "session": "s", "environment": {}}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "results" / "store")
+
+
+@pytest.fixture
+def cell():
+    return Cell.of({"measure": "quality", "attention": {"name": "exact"}})
+
+
+def names(store):
+    return sorted(path.name for path in store.folder.iterdir())
+
+
+def test_a_result_comes_back_and_nothing_else_is_left(store, cell):
+    store.save(cell, {"psnr": float("inf")}, attach=lambda folder: (folder / "output.npz").write_bytes(b"x"), **ABOUT)
+    assert store.result(cell.key)["value"] == {"psnr": "inf"}
+    assert store.status(cell.key) == ("done", None)
+    assert names(store) == [cell.key]
+    assert sorted(path.name for path in (store.folder / cell.key).iterdir()) == ["output.npz", "result.json"]
+
+
+def test_a_result_that_is_done_is_never_written_over(store, cell):
+    store.save(cell, {"n": 1}, **ABOUT)
+    before = (store.folder / cell.key / "result.json").read_bytes()
+    store.save(cell, {"n": 2}, **ABOUT)
+    assert (store.folder / cell.key / "result.json").read_bytes() == before
+    assert names(store) == [cell.key]
+
+
+def test_an_unstable_result_gives_way_to_a_new_measurement(store, cell):
+    store.save(cell, {"n": 1}, **ABOUT | {"status": "unstable", "reason": "spread"})
+    assert store.status(cell.key) == ("unstable", "spread")
+    store.save(cell, {"n": 2}, **ABOUT)
+    assert store.result(cell.key)["value"] == {"n": 2}
+    assert names(store) == [cell.key]
+
+
+def test_success_removes_the_failure_before_it(store, cell):
+    store.fail(cell, "oom", "too large", "Traceback")
+    assert store.status(cell.key) == ("oom", "too large")
+    assert store.failure(cell.key)["traceback"] == "Traceback"
+    store.save(cell, {}, **ABOUT)
+    assert store.status(cell.key) == ("done", None)
+    assert store.failure(cell.key) is None
+
+
+def test_a_failed_attempt_leaves_a_result_alone(store, cell):
+    store.save(cell, {"n": 1}, **ABOUT | {"status": "unstable", "reason": "spread"})
+    store.fail(cell, "crashed", "worse")
+    assert store.status(cell.key) == ("unstable", "spread")
+
+
+def test_a_save_that_breaks_off_leaves_no_result(store, cell):
+    def attach(folder):
+        (folder / "output.npz").write_bytes(b"x")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        store.save(cell, {}, attach=attach, **ABOUT)
+    assert store.status(cell.key) == ("missing", None)
+    assert names(store) == []
+
+
+def test_a_damaged_result_counts_as_missing_and_is_replaced(store, cell):
+    store.save(cell, {"n": 1}, **ABOUT)
+    (store.folder / cell.key / "result.json").write_text('{"status": "do')
+    assert store.status(cell.key) == ("missing", None)
+    store.save(cell, {"n": 2}, **ABOUT)
+    assert store.result(cell.key)["value"] == {"n": 2}
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "new" / "file.json"
+    write_atomically(file, "old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError, match="killed"):
+        write_atomically(file, "new")
+    assert file.read_text() == "old"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_files_are_readable_as_the_users_umask_says(tmp_path, store, cell):
+    before = os.umask(0o022)
+    try:
+        write_atomically(tmp_path / "table.csv", "a")
+        store.save(cell, {}, **ABOUT)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "table.csv").stat().st_mode & 0o777 == 0o644
+    assert (store.folder / cell.key).stat().st_mode & 0o777 == 0o755
+    assert (store.folder / cell.key / "result.json").stat().st_mode & 0o777 == 0o644
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from nystra_bench.sweep.cell import Cell
+from nystra_bench.sweep.inspection import child_environment
+from nystra_bench.sweep.store import Store
+store = Store(Path(sys.argv[1]))
+store.fail(Cell.of({"n": 2}), "failed", "reason")
+os.replace = lambda *_: os.kill(os.getpid(), 9)
+try:
+    store.save(Cell.of({"n": 1}), {}, attach=lambda folder: (folder / "output.npz").write_bytes(b"x"))
+finally:
+    store.fail(Cell.of({"n": 2}), "failed", "again")
+"""
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(store):
+    command = [sys.executable, "-c", KILLED, str(store.folder)]
+    killed = subprocess.run(command, env=child_environment(), timeout=60, check=False)
+    assert killed.returncode == -9
+    (store.folder / "images" / "digest").mkdir(parents=True)
+    (store.folder / "images" / "digest" / ".new-picture").touch()
+    (store.folder / Cell.of({"n": 2}).key / ".new-failure").touch()
+    leftovers = [path.name for path in store.folder.rglob(".new-*")]
+    assert len(leftovers) >= 4
+    with store.lock():
+        assert list(store.folder.rglob(".new-*")) == []
+    assert store.status(Cell.of({"n": 1}).key) == ("missing", None)
+    assert store.status(Cell.of({"n": 2}).key) == ("failed", "reason")
+
+
+def test_a_second_run_is_refused_in_one_sentence_until_the_first_ends(store):
+    with store.lock():
+        with pytest.raises(UserError) as caught, Store(store.folder).lock():
+            pass
+        assert (store.folder / ".lock").read_text() == str(os.getpid())
+    assert f"results={store.folder.parent}" in str(caught.value)
+    assert str(os.getpid()) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with Store(store.folder).lock():
+        pass
