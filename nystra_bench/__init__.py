@@ -1,6 +1,6 @@
 """nystra_bench: what replacing the attention of a pretrained restoration transformer costs and gains.
 
-``from nystra_bench import load_model, plug, unplug`` is the library; ``python -m nystra_bench +sweep=NAME`` the harness.
+The library: ``from nystra_bench import load_model, plug, unplug``. The harness: ``python -m nystra_bench +sweep=NAME``.
 """
 
 __version__ = "0.1.0"

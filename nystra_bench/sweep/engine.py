@@ -64,25 +64,32 @@ class Engine:
             self._start_log()
             self._write_cells(planned)
             missing = self.missing(planned)
-            print(f"{self.name}: {self._summary(planned)}; {len(missing)} to measure", flush=True)
+            statuses = [self.status(p)[0] for p in planned]
+            print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure", flush=True)
             self._measure(missing)
-        return self._report(planned)
+        return self._report()
 
     def show_plan(self) -> int:
         """List the cells with status and reason."""
         planned = self.plan()
-        lines = [f"{status:9} {p.cell.describe()}{f'  ({reason})' if reason else ''}"
-                 for p in planned for status, reason in [self.status(p)]]
-        print("\n".join([*lines, f"{self.name}: {self._summary(planned)}; {len(self.missing(planned))} to measure"]))
+        known = [self.status(p) for p in planned]
+        for p, (status, reason) in zip(planned, known, strict=True):
+            print(f"{status:9} {p.cell.describe()}{f'  ({reason})' if reason else ''}")
+        print(f"{self.name}: {_summary([status for status, _ in known])}; {len(self.missing(planned))} to measure")
         return 0
 
     def report_again(self) -> int:
-        """Draw again from the store; measures nothing."""
-        planned = self.plan()
+        """Draw again from the store; measures nothing.
+
+        The cells are those of the last run, on whatever machine it was, unless the command line asks for others.
+        """
+        asked = self.overrides.axes or self.overrides.parameters
+        planned = self.plan() if asked or not self.cells_file.is_file() else None
         self._check_writable()
         self._start_log()
-        self._write_cells(planned)
-        return self._report(planned)
+        if planned is not None:
+            self._write_cells(planned)
+        return self._report()
 
     # ----------------------------------------------------------------- planning
 
@@ -108,16 +115,16 @@ class Engine:
         again = {"missing", *self.retried}
         return [p for p in planned if self.status(p)[0] in again]
 
-    def _summary(self, planned: list[Planned]) -> str:
-        counts = Counter(self.status(p)[0] for p in planned)
-        return f"{len(planned)} cells: " + ", ".join(f"{n} {status}" for status, n in counts.items())
+    @property
+    def cells_file(self) -> Path:
+        return self.folder / "cells.json"
 
     def _write_cells(self, planned: list[Planned]) -> None:
         cells = [
             {"key": p.cell.key, "cell": p.cell.content, "status": p.status, "reason": p.reason} for p in planned
         ]
         content = {"schema": SCHEMA, "sweep": self.name, "cells": cells}
-        write_atomically(self.folder / "cells.json", json.dumps(content, indent=1))
+        write_atomically(self.cells_file, json.dumps(content, indent=1))
 
     # ----------------------------------------------------------------- measuring
 
@@ -153,15 +160,20 @@ class Engine:
 
     # ----------------------------------------------------------------- reporting
 
-    def _report(self, planned: list[Planned]) -> int:
+    def _report(self) -> int:
         from nystra_bench.report.build import build_report
 
         settings = {key: value for key, value in self.config.items() if key != "sweep_name"}
         given = {"axes": self.overrides.axes, "parameters": self.overrides.parameters}
         page = build_report(self.results, self.name, self.plugins, OmegaConf.to_yaml({**settings, "given": given}))
-        statuses = [self.status(p)[0] for p in planned]
+        cells = json.loads(self.cells_file.read_text())["cells"]
+        statuses = ["skipped" if c["status"] == "skipped" else self.store.status(c["key"])[0] for c in cells]
         failed = [status for status in statuses if status in FAILURES]
-        print(f"{self.name}: {self._summary(planned)}\n{page}")
+        print(f"{self.name}: {_summary(statuses)}\n{page}")
         if failed:
             print(f"{len(failed)} cells failed: the reasons are in the table, tracebacks in {self.log_file}")
         return 2 if failed else 0
+
+
+def _summary(statuses: list[str]) -> str:
+    return f"{len(statuses)} cells: " + ", ".join(f"{n} {status}" for status, n in Counter(statuses).items())

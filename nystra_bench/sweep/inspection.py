@@ -124,13 +124,13 @@ def _device(config: dict) -> dict:
 
     from nystra_bench.measure.environment import hardware, usable_cores
 
-    kind, threads = config.get("type"), config.get("threads")
+    kind, threads = config.get("_type_"), config.get("threads")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise UserError(f"device.threads={threads} is out of range: accepted are whole numbers from 1 on, or null")
     if kind == "cuda" and not torch.cuda.is_available():
         return {"refusal": "PyTorch finds no CUDA GPU on this machine"}
     if kind not in ("cpu", "cuda"):
-        raise UserError(f"device.type={kind} is unknown: accepted are cpu, cuda")
+        raise UserError(f"device: _type_={kind} is unknown: accepted are cpu, cuda")
     return {"refusal": None, "hardware": hardware(kind), "threads": threads or usable_cores()}
 
 

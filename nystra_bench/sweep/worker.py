@@ -71,7 +71,7 @@ class Worker:
         self._tell = tell
         self.id = uuid.uuid4().hex
         self.store = Store(Path(request["store"]))
-        self.device = request["device"]["type"]
+        self.device = request["device"]["_type_"]
         self.dtype = getattr(torch, request["dtype"])
         self.jobs = [Job(**cell) for cell in request["cells"]]
 
