@@ -12,8 +12,8 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """A median of ratios and its bootstrap interval."""
+class Estimate:
+    """A median and its bootstrap interval."""
 
     median: float
     low: float
@@ -21,6 +21,24 @@ class Ratio:
 
     def contains(self, value: float) -> bool:
         return self.low <= value <= self.high
+
+    @property
+    def uncertainty(self) -> float:
+        """Half the width of the interval over the median."""
+        return (self.high - self.low) / 2 / self.median
+
+
+Ratio = Estimate
+"""An estimate of a ratio of two times."""
+
+
+def median_interval(samples: Sequence[float], seed: int = 0) -> Estimate:
+    """Median of samples, with a percentile bootstrap interval of 95 %."""
+    values = np.asarray(samples, float)
+    rng = np.random.default_rng(seed)
+    medians = np.median(rng.choice(values, (RESAMPLES, len(values))), axis=1)
+    low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(np.median(values)), float(low), float(high))
 
 
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = 0) -> Ratio:
@@ -34,11 +52,7 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed:
     a, b = np.asarray(numerator, float), np.asarray(denominator, float)
     if len(a) != len(b) or not len(a):
         raise ValueError(f"paired samples are needed, not {len(a)} and {len(b)}")
-    ratios = a / b
-    rng = np.random.default_rng(seed)
-    medians = np.median(rng.choice(ratios, (RESAMPLES, len(ratios))), axis=1)
-    low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Ratio(float(np.median(ratios)), float(low), float(high))
+    return median_interval(a / b, seed)
 
 
 def interquartile_range(samples: Sequence[float]) -> float:

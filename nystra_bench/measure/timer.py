@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import gc
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 
-from nystra_bench.measure.statistics import Ratio, interquartile_range, paired_ratio
+from nystra_bench.measure.statistics import Ratio, median_interval, paired_ratio
 
-UNSTABLE_SPREAD = 0.10
-"""Interquartile range over median, and width of the A/A interval, above which a timing is called unstable."""
+UNCERTAIN = 0.10
+"""Half the width of a bootstrap interval over its median, above which a timing is called unstable."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,9 @@ class Timing:
         min_sample_ms: a sample repeats a shorter call until it lasts that long, and holds the mean of the calls.
     """
 
-    rounds: int = 15
+    rounds: int = 20
     min_rounds: int = 7
-    budget_s: float = 60.0
+    budget_s: float = 40.0
     warmup_s: float = 0.5
     min_sample_ms: float = 100.0
 
@@ -91,26 +90,33 @@ def warm_up(entry: Entry, timing: Timing, clock: Clock) -> None:
 def expected_s(entries: Iterable[Entry], timing: Timing) -> float:
     """Seconds after which ``run_rounds`` is done, at the pace of the warm-up."""
     a_round = sum(entry.call_ms * entry.repeats for entry in entries) / 1e3
-    return max(timing.min_rounds * a_round, 2 * timing.budget_s + a_round)
+    return max(2 * timing.min_rounds * a_round, 2 * (timing.budget_s + a_round))
 
 
 def run_rounds(entries: dict[str, Entry], timing: Timing, clock: Clock, pair: tuple[str, str], seed: int) -> Ratio:
     """Fill the samples of all entries; returns the A/A interval of ``pair``, two entries of the same thing.
 
-    When the A/A interval excludes 1 after the planned rounds, as many again are made, as far as the budget goes once
-    more: an interval of 95 % misses by chance, too, and more samples tell chance from a disturbed machine. It is looked
-    at only then: to stop at the first round that pleases would make the noise floor look better than it is.
+    When a timing is unstable after the planned rounds, as many again are made: an interval of 95 % misses by chance,
+    too, and more samples tell chance from a disturbed machine. It is looked at only then: to stop at the first round
+    that pleases would make the noise floor look better than it is.
     """
-    order, rng, start = list(entries), random.Random(seed), time.perf_counter()
-    for done in range(2 * timing.rounds):
+    rng = random.Random(seed)
+    _rounds(entries, timing, clock, rng)
+    noise = _self_ratio(entries, pair)
+    if any(instability(entry.samples_ms, noise) for entry in entries.values()):
+        _rounds(entries, timing, clock, rng)
+    return _self_ratio(entries, pair)
+
+
+def _rounds(entries: dict[str, Entry], timing: Timing, clock: Clock, rng: random.Random) -> None:
+    """The planned rounds, fewer where the budget is spent."""
+    order, start = list(entries), time.perf_counter()
+    for done in range(timing.rounds):
         spent = time.perf_counter() - start
-        if done >= timing.min_rounds and spent > timing.budget_s * (1 if done < timing.rounds else 2):
-            break
-        if done == timing.rounds and _self_ratio(entries, pair).contains(1.0):
+        if done >= timing.min_rounds and spent > timing.budget_s:
             break
         rng.shuffle(order)
         _round([entries[name] for name in order], clock)
-    return _self_ratio(entries, pair)
 
 
 def _round(entries: list[Entry], clock: Clock) -> None:
@@ -130,12 +136,16 @@ def _self_ratio(entries: dict[str, Entry], pair: tuple[str, str]) -> Ratio:
 
 
 def instability(samples_ms: list[float], noise: Ratio) -> str | None:
-    """Why a timing is not to be trusted, as one clause; None where it is."""
+    """Why a timing is not to be trusted, as one clause; None where it is.
+
+    What counts is how well the numbers that are shown are known, the median and the ratios; the spread of single
+    samples is shown beside the median, and more rounds make up for it.
+    """
     if not noise.contains(1.0):
         return f"exact against itself came out at {noise.low:.3f} to {noise.high:.3f}, which excludes 1"
-    if noise.high - noise.low > UNSTABLE_SPREAD:
+    if noise.uncertainty > UNCERTAIN:
         return f"exact against itself is only known to be within {noise.low:.3f} to {noise.high:.3f}"
-    spread = interquartile_range(samples_ms) / statistics.median(samples_ms)
-    if spread > UNSTABLE_SPREAD:
-        return f"the interquartile range is {100 * spread:.0f} % of the median"
+    uncertainty = median_interval(samples_ms).uncertainty
+    if uncertainty > UNCERTAIN:
+        return f"the median is only known to within {100 * uncertainty:.0f} %"
     return None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nystra_bench.measure.environment import KEEP_MEMORY
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.inspection import child_environment
 from nystra_bench.sweep.plan import Planned
@@ -99,7 +100,7 @@ class SessionRun:
             command = [sys.executable, "-m", "nystra_bench.sweep.worker", str(request)]
             # The worker ends itself when its standard input closes: also when this process is killed.
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-            with subprocess.Popen(command, **pipes, env=child_environment()) as worker:
+            with subprocess.Popen(command, **pipes, env={**KEEP_MEMORY, **child_environment()}) as worker:
                 try:
                     for event in _events(worker, self.timeout_s):
                         if event["event"] == "start":
