@@ -201,7 +201,7 @@ def _check_sweep(name: str | None, catalogue: Catalogue) -> None:
 
 
 def _check_settings(words: list[str], base: DictConfig) -> None:
-    known = [*_dotted(base), *AXES, "sweep"]
+    known = [*_dotted(base), *AXES]
     for word in words:
         override = _parse_word(word)
         key = override.key_or_group
