@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import os
@@ -20,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nystra_bench.configuration import Catalogue, configs_folder
-from nystra_bench.errors import UserError, unknown
+from nystra_bench.errors import UserError, did_you_mean, unknown
 from nystra_bench.sweep.grid import AXES, OPTION_AXES, Overrides
 
 USAGE = """\
@@ -209,8 +208,7 @@ def _check_settings(words: list[str], base: DictConfig) -> None:
         if isinstance(group, DictConfig) and not isinstance(override.value(), dict):
             raise UserError(f"{word}: {key} is a group of options: accepted are {', '.join(_dotted(group, f'{key}.'))}")
         if key not in known and group is None:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = did_you_mean(key, known)
             raise UserError(f"{word}: the option {key} is unknown{hint}: accepted are {', '.join(known)}")
 
 

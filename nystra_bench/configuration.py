@@ -17,6 +17,9 @@ from nystra_bench.errors import UserError, unknown
 
 _HERE = Path(__file__).resolve().parent
 
+BIAS_MODES = ("native", "interpolate", "drop")
+"""What becomes of position bias and shift mask: as released, stretched to another window, or left out."""
+
 
 def configs_folder() -> Path:
     """The folder ``configs``: inside the installed package, or at the top of a checkout."""
@@ -93,7 +96,7 @@ def locate(target: str) -> object:
         raise UserError(f"_target_={target} cannot be imported: {error}") from error
 
 
-def instantiate(config: Mapping, **more: object) -> object:
+def instantiate(config: Mapping) -> object:
     """Call what ``_target_`` names with the other entries as arguments, as Hydra's ``instantiate`` does.
 
     The worker and the library are spared Hydra's import by it. Mistakes in values are the user's.
@@ -107,7 +110,7 @@ def instantiate(config: Mapping, **more: object) -> object:
     callee = locate(config["_target_"])
     try:
         _check_types(callee, arguments)
-        return callee(**arguments, **more)
+        return callee(**arguments)
     except (ValueError, TypeError) as error:
         raise UserError(f"{config['_target_'].rpartition('.')[2]}: {error}") from error
 

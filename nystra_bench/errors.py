@@ -10,10 +10,14 @@ class UserError(Exception):
     """A mistake of the user; the message names the option, the value, and what would be accepted."""
 
 
+def did_you_mean(value: object, accepted: Iterable[str], prefix: str = "") -> str:
+    """The nearest of the accepted names, as a clause to add to a message; empty where none is near."""
+    near = difflib.get_close_matches(str(value), list(accepted), n=1, cutoff=0.5)
+    return f" (did you mean {prefix}{near[0]}?)" if near else ""
+
+
 def unknown(option: str, value: object, accepted: Iterable[object]) -> UserError:
     """The error for a value that is none of the accepted ones, with the nearest of them proposed."""
     names = [str(name) for name in accepted]
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f" (did you mean {near[0]}?)" if near else ""
     listed = ", ".join(names) if names else "nothing"
-    return UserError(f"{option}={value} is unknown{hint}: accepted are {listed}")
+    return UserError(f"{option}={value} is unknown{did_you_mean(value, names)}: accepted are {listed}")

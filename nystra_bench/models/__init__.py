@@ -9,13 +9,11 @@ from pathlib import Path
 
 from torch import nn
 
-from nystra_bench.configuration import Catalogue, configs_folder, instantiate
+from nystra_bench.configuration import BIAS_MODES, Catalogue, configs_folder, instantiate
 from nystra_bench.errors import UserError, unknown
 from nystra_bench.models.windows import attention_sites, plug, unplug
 
 __all__ = ["attention_sites", "load_configured", "load_model", "plug", "unplug"]
-
-BIAS_MODES = ("native", "interpolate", "drop")
 
 
 def load_model(

@@ -8,13 +8,12 @@ What the user gives on the command line replaces that axis in every block.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from nystra_bench.configuration import Catalogue
-from nystra_bench.errors import UserError, unknown
+from nystra_bench.configuration import BIAS_MODES, Catalogue
+from nystra_bench.errors import UserError, did_you_mean, unknown
 from nystra_bench.sweep.cell import MEASURES, canonical_json
 
 OPTION_AXES = ("model", "task", "attention", "device")
@@ -29,7 +28,6 @@ DEFAULTS = {
     "device": AVAILABLE,
 }
 AXES = ("model", "task", "window_size", "position_bias", "attention", "device", "dtype", "measure")
-BIAS_MODES = ("native", "interpolate", "drop")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -161,8 +159,7 @@ def _check_parameters(blocks: list[Mapping], overrides: Overrides, catalogue: Ca
 
 
 def _untaken(axis: str, parameter: str, values: list, taken: set[str]) -> UserError:
-    near = difflib.get_close_matches(parameter, taken, n=1, cutoff=0.5)
-    hint = f" (did you mean {axis}.{near[0]}?)" if near else ""
+    hint = did_you_mean(parameter, taken, prefix=f"{axis}.")
     accepted = ", ".join(f"{axis}.{name}" for name in sorted(taken)) or "none"
     shown = ",".join(map(str, values))
     return UserError(

@@ -13,6 +13,7 @@ import traceback
 from typing import TextIO
 
 from nystra_bench.errors import UserError
+from nystra_bench.measure.environment import ROOT
 
 
 def look(request: dict) -> dict:
@@ -35,9 +36,7 @@ def look(request: dict) -> dict:
 
 def child_environment() -> dict[str, str]:
     """The environment of child processes: they find this package wherever the parent was started."""
-    from nystra_bench.configuration import _HERE
-
-    paths = [str(_HERE.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT.parent), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
 
 

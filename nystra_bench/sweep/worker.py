@@ -15,6 +15,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.configuration import instantiate
 from nystra_bench.measure import memory
 from nystra_bench.measure.environment import environment, usable_cores
@@ -189,7 +191,7 @@ class Worker:
         self.forward(self._without_attention(), self.first_input)
 
     def _without_attention(self) -> nn.Module:
-        return plug(self.model, instantiate({"_target_": "nystra_bench.attention.identity.IdentityAttention"}))
+        return plug(self.model, IdentityAttention())
 
     def _warm_entries(self, jobs: list[Job], names: dict[str, str], timing: Timing, clock: Clock) -> dict[str, Entry]:
         """The entries whose warm-up succeeds, by name; the cells of the others fail."""
@@ -225,8 +227,7 @@ class Worker:
     def _add_twin(self, entries: dict[str, Entry]) -> tuple[str, str]:
         """A second entry of the first reference that runs: their ratio is the noise floor (A/A)."""
         name = next(name for name in [*self.references, *entries] if name in entries)
-        first = entries[name]
-        entries[f"{name}_again"] = Entry(first.prepare, first.call, first.first_ms, first.repeats)
+        entries[f"{name}_again"] = replace(entries[name], samples_ms=[])
         return name, f"{name}_again"
 
     def _latency(self, entry: Entry, entries: dict[str, Entry]) -> dict:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from spandrel.architectures.SwinIR import SwinIR as OfficialSwinIR
 from spandrel.architectures.SwinIR import SwinIRArch
+from spandrel_swinir import official
 
 from nystra_bench.models.swinir import SwinIR, SwinIRSpec, infer_spec
 
@@ -36,22 +36,6 @@ VARIANTS = {
 }
 SIZES = ((16, 16), (17, 23), (31, 9))
 """The training size, where spandrel takes its stored mask; odd sizes; padding by almost a whole window."""
-
-
-def official(spec: SwinIRSpec) -> OfficialSwinIR:
-    return OfficialSwinIR(
-        img_size=spec.mask_size,
-        in_chans=spec.channels,
-        embed_dim=spec.dim,
-        depths=list(spec.depths),
-        num_heads=list(spec.heads),
-        window_size=spec.window,
-        mlp_ratio=spec.mlp_ratio,
-        upscale=spec.scale,
-        img_range=spec.image_range,
-        upsampler=spec.upsampler,
-        resi_connection="3conv" if spec.convolutions == 3 else "1conv",
-    )
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
