@@ -22,16 +22,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
-from PIL import Image
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from nystra_bench.configuration import Catalogue, configs_folder, instantiate, locate  # noqa: E402
+from nystra_bench.errors import UserError  # noqa: E402
+from nystra_bench.measure.environment import KEEP_MEMORY  # noqa: E402
+from nystra_bench.metrics.psnr import Psnr  # noqa: E402
 from nystra_bench.models.checkpoints import read_state_dict  # noqa: E402
-from nystra_bench.models.swinir import SwinIR, SwinIRSpec, infer_spec  # noqa: E402
-from nystra_bench.tasks.degradations import add_gaussian_noise, generator  # noqa: E402
+from nystra_bench.tasks.base import SyntheticTask  # noqa: E402
+from nystra_bench.tasks.datasets import pictures  # noqa: E402
+from nystra_bench.tasks.degradations import generator  # noqa: E402
 
-IMAGES = {".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
-MODELS = {"swinir": (SwinIR, SwinIRSpec, infer_spec)}
 LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss}
 
 
@@ -40,65 +42,81 @@ LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss}
 
 def load_photos(folder: Path, held_out_every: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Training and held-out photographs, uint8; every n-th by name is held out."""
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGES)
-    if not files:
-        sys.exit(f"--photos={folder} holds no images: accepted are {', '.join(sorted(IMAGES))}")
-    photos = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    photos = [picture.read() for picture in pictures(str(folder))]
     held_out = photos[::held_out_every]
     return [photo for i, photo in enumerate(photos) if i % held_out_every], held_out
 
 
-def degrade(clean: np.ndarray, task: dict, rng: np.random.Generator) -> np.ndarray:
-    return add_gaussian_noise(clean, task["sigma"], rng)
+def make_task(recipe) -> SyntheticTask:
+    """The task that the recipe names, an option of ``configs/task`` with the recipe's parameters."""
+    given = dict(recipe.task)
+    return instantiate(Catalogue([configs_folder()]).option("task", given.pop("name")) | given)
 
 
-def batch(photos: list[np.ndarray], recipe, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Degraded and clean patches (B, 3, patch, patch), randomly flipped and turned."""
+def pair(photo: np.ndarray, task: SyntheticTask, recipe, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A degraded and a clean patch, randomly flipped and turned.
+
+    The degradation sees ``margin`` pixels more on each side, which are cut off again, so that borders are as within an
+    image.
+    """
+    margin = recipe.get("margin", 0)
+    side = recipe.patch + 2 * margin
+    y, x = (int(rng.integers(length - side + 1)) for length in photo.shape[:2])
+    clean = np.rot90(photo[y : y + side, x : x + side], int(rng.integers(4)) if recipe.get("turn", True) else 0)
+    clean = clean[:, ::-1] if rng.integers(2) else clean
+    clean = np.ascontiguousarray(clean, np.float32) / 255
+    return _cut(task.degrade(clean, rng), margin // task.scale), _cut(clean, margin)
+
+
+def _cut(image: np.ndarray, margin: int) -> np.ndarray:
+    return image[margin : image.shape[0] - margin, margin : image.shape[1] - margin]
+
+
+def batch(photos: list[np.ndarray], task: SyntheticTask, recipe, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Degraded and clean patches (B, 3, height, width)."""
     rng = generator(recipe.seed, "step", step)
-    pairs = []
-    for _ in range(recipe.batch):
-        photo = photos[rng.integers(len(photos))]
-        y, x = (int(rng.integers(side - recipe.patch + 1)) for side in photo.shape[:2])
-        clean = np.rot90(photo[y : y + recipe.patch, x : x + recipe.patch], int(rng.integers(4)))
-        clean = clean[:, ::-1] if rng.integers(2) else clean
-        clean = clean.astype(np.float32) / 255
-        pairs.append((degrade(clean, recipe.task, rng), clean))
+    pairs = [pair(photos[rng.integers(len(photos))], task, recipe, rng) for _ in range(recipe.batch)]
     return tuple(torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2).contiguous() for side in zip(*pairs, strict=True))
 
 
 @torch.no_grad()
-def held_out_psnr(model, photos: list[np.ndarray], recipe, crop: int, device) -> float:
-    """Mean PSNR in dB (RGB, clipped, rounded to 8 bits) on central crops of the held-out photographs."""
-    scores = []
+def held_out_psnr(model, photos: list[np.ndarray], task: SyntheticTask, crop: int, device) -> tuple[float, float]:
+    """Mean PSNR in dB in the task's convention on central crops of the held-out photographs: output's and input's."""
+    scores, psnr = [], Psnr()
     for i, photo in enumerate(photos):
-        y, x = ((side - crop) // 2 for side in photo.shape[:2])
-        clean = photo[max(y, 0) : max(y, 0) + crop, max(x, 0) : max(x, 0) + crop].astype(np.float32) / 255
-        degraded = degrade(clean, recipe.task, generator("held out", i))
+        y, x = (max(side - crop, 0) // 2 for side in photo.shape[:2])
+        clean = task.prepare(photo[y : y + crop, x : x + crop].astype(np.float32) / 255)
+        degraded = task.degrade(clean, generator("held out", i))
         out = model(torch.from_numpy(degraded).permute(2, 0, 1)[None].to(device))[0].permute(1, 2, 0).cpu().numpy()
-        error = np.round(out.clip(0, 1).astype(np.float64) * 255) - np.round(clean.astype(np.float64) * 255)
-        scores.append(10 * math.log10(255**2 / np.mean(error**2)))
-    return float(np.mean(scores))
+        scores.append([psnr(image, clean, task.convention) for image in (out, task.as_output(degraded))])
+    output, nothing = np.mean(scores, axis=0)
+    return float(output), float(nothing)
 
 
 # --------------------------------------------------------------------------- model and state
 
 
 def build_model(recipe):
-    """A new model, or one that starts from other weights, its windows resized."""
-    model_class, spec_class, infer = MODELS[recipe.model.name]
+    """A new model, or one that starts from other weights: their windows are resized, and what fits is taken."""
+    model_class, spec_class = locate(recipe.model["class"]), locate(recipe.model["class"] + "Spec")
     spec = dict(OmegaConf.to_container(recipe.model.spec))
-    spec = spec_class(**{key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()})
-    model = model_class(spec)
-    start = recipe.model.get("start_from")
-    if start:
-        state = read_state_dict(Path(start))
-        source = model_class(infer(state))
-        source.load_state_dict(state)
-        resized = source.resize_windows(spec.window, "interpolate").state_dict()
-        missing = model.load_state_dict(resized, strict=False)
-        assert not missing.unexpected_keys
-        assert all(key.endswith("relative_position_index") for key in missing.missing_keys), missing
+    model = model_class(spec_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in spec.items()}))
+    if recipe.model.get("start_from"):
+        _start_from(model, model_class, Path(recipe.model.start_from))
     return model
+
+
+def _start_from(model, model_class, weights: Path) -> None:
+    state = read_state_dict(weights)
+    source = model_class(locate(f"{model_class.__module__}.infer_spec")(state))
+    source.load_state_dict(state)
+    if source.window_size != model.window_size:
+        source = source.resize_windows(model.window_size, "interpolate")
+    own = model.state_dict()
+    fitting = {key: value for key, value in source.state_dict().items() if key in own and own[key].shape == value.shape}
+    model.load_state_dict(fitting, strict=False)
+    new = [key for key in own if key not in fitting and not key.endswith("relative_position_index")]
+    print(f"start from {weights}: {len(fitting)} tensors taken, new are {new or 'none'}", flush=True)
 
 
 def moving_average(decay: float):
@@ -124,7 +142,7 @@ class Run:
 
     def __init__(self, recipe, folder: Path, device):
         torch.manual_seed(recipe.seed)
-        self.recipe, self.folder = recipe, folder
+        self.recipe, self.folder, self.task = recipe, folder, make_task(recipe)
         self.model = build_model(recipe).to(device)
         self.average = torch.optim.swa_utils.AveragedModel(self.model, avg_fn=moving_average(recipe.ema))
         self.optimiser = torch.optim.AdamW(
@@ -169,7 +187,7 @@ def train(run: Run, photos, held_out, device, options) -> None:
     started, last_save, last_log, losses = time.time() - run.seconds, time.time(), time.time(), []
     last = min(recipe.steps, options.until or recipe.steps)
     while run.step < last:
-        degraded, clean = (side.to(device, non_blocking=True) for side in batch(photos, recipe, run.step))
+        degraded, clean = (side.to(device, non_blocking=True) for side in batch(photos, run.task, recipe, run.step))
         run.optimiser.zero_grad(set_to_none=True)
         for group in run.optimiser.param_groups:
             group["lr"] = learning_rate(run.step, recipe)
@@ -195,7 +213,7 @@ def train(run: Run, photos, held_out, device, options) -> None:
 
 def report(run: Run, loss: float, held_out, device, options) -> None:
     """One line on the terminal and in log.csv: the held-out figure is of the averaged weights, on a few crops."""
-    psnr = held_out_psnr(run.average.module.eval(), held_out[:6], run.recipe, 128, device)
+    psnr, nothing = held_out_psnr(run.average.module.eval(), held_out[:6], run.task, 128, device)
     run.average.module.train()
     rest = run.seconds / run.step * (run.recipe.steps - run.step) / 60
     row = {
@@ -203,6 +221,7 @@ def report(run: Run, loss: float, held_out, device, options) -> None:
         "minutes": round(run.seconds / 60, 2),
         "loss": round(loss, 6),
         "held_out_psnr": round(psnr, 3),
+        "input_psnr": round(nothing, 3),
         "lr": f"{learning_rate(run.step, run.recipe):.2e}",
     }
     print(f"{row}, about {rest:.0f} minutes left", flush=True)
@@ -231,11 +250,12 @@ def export(run: Run, held_out, photos, device, name: str) -> None:
     """Write the averaged weights and the model card."""
     model = run.average.module.eval()
     recipe = OmegaConf.to_container(run.recipe)
+    psnr, nothing = held_out_psnr(model, held_out, run.task, 512, device)
     card = {
         "name": name,
-        "architecture": recipe["model"]["name"],
+        "architecture": recipe["model"]["class"].rpartition(".")[2],
         "spec": model.spec.as_dict(),
-        "task": recipe["task"],
+        "task": {"name": recipe["task"]["name"], **run.task.identity()},
         "parameters": sum(p.numel() for p in model.parameters()),
         "corpus": recipe["corpus"],
         "photographs": {"training": len(photos), "held_out": len(held_out)},
@@ -246,14 +266,27 @@ def export(run: Run, held_out, photos, device, name: str) -> None:
         "hardware": hardware(device),
         "torch": torch.__version__,
         "recipe": recipe,
-        "held_out_psnr_db": round(held_out_psnr(model, held_out, run.recipe, 512, device), 3),
+        "held_out_psnr_db": round(psnr, 3),
+        "held_out_input_psnr_db": round(nothing, 3),
+        "convention": str(run.task.convention),
         "licence": "Apache-2.0",
     }
     state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    state = {key: value for key, value in state.items() if not key.endswith("attn_mask")}
+    state = {key: _compact(key, value) for key, value in state.items() if not key.endswith("attn_mask")}
     save_file(state, run.folder / f"{name}.safetensors")
     (run.folder / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
     print(f"wrote {run.folder / name}.safetensors: held-out PSNR {card['held_out_psnr_db']} dB")
+
+
+def _compact(key: str, value: torch.Tensor) -> torch.Tensor:
+    """The index that released state dicts carry along takes a quarter of the space so."""
+    return value.to(torch.int16) if key.endswith("relative_position_index") else value
+
+
+def keep_memory() -> None:
+    """Start this process again with an allocator that keeps freed memory: page faults would take half of the time."""
+    if not KEEP_MEMORY.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**KEEP_MEMORY, **os.environ})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -283,4 +316,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    keep_memory()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from nystra_bench.attention.base import region_mask
 from nystra_bench.models.checkpoints import build, resolve
 from nystra_bench.models.windows import (
+    ShiftRegions,
     WindowAttention,
     bias_from_table,
+    convolve,
     merge,
     pad_to_multiple,
     partition,
@@ -79,8 +81,8 @@ class ShiftWindowAttention(WindowAttention):
         self.register_buffer("relative_position_index", relative_position_index(size))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def position_bias(self) -> Tensor:
-        return bias_from_table(self.relative_position_bias_table, self.size)
+    def position_bias(self, size: int) -> Tensor:
+        return bias_from_table(self.relative_position_bias_table, size)
 
     def resize(self, size: int, position_bias: str) -> None:
         """Work on windows of another size from now on."""
@@ -171,11 +173,6 @@ def _group_convolution(dim: int, convolutions: int) -> nn.Module:
     )
 
 
-def _convolve(convolution: nn.Module, x: Tensor) -> Tensor:
-    """Apply a convolution to a channels-last map."""
-    return convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
 class ResidualSwinGroup(nn.Module):
     """RSTB: Swin blocks, a convolution, and a skip connection."""
 
@@ -185,7 +182,7 @@ class ResidualSwinGroup(nn.Module):
         self.conv = _group_convolution(dim, convolutions)
 
     def forward(self, x: Tensor, regions) -> Tensor:
-        return x + _convolve(self.conv, self.residual_group(x, regions))
+        return x + convolve(self.conv, self.residual_group(x, regions))
 
 
 class PatchNorm(nn.Module):
@@ -267,6 +264,10 @@ class SwinIR(nn.Module):
         self.window_size = window_size
         return self
 
+    def windows(self, window_size: int, height: int, width: int) -> list[int]:
+        """The distinct sides of windows that a model of this window size has on an image of this size."""
+        return [window_size]
+
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         x = (pad_to_multiple(x, self.window_size) - self.mean) * self.spec.image_range
@@ -277,7 +278,7 @@ class SwinIR(nn.Module):
 
     def _body(self, x: Tensor) -> Tensor:
         """The residual groups, on (B, dim, height, width)."""
-        regions = _Regions(x.shape[2], x.shape[3], self.window_size, x.device)
+        regions = ShiftRegions(x.shape[2], x.shape[3], self.window_size, x.device)
         x = self.patch_embed(x.permute(0, 2, 3, 1))
         for layer in self.layers:
             x = layer(x, regions)
@@ -296,19 +297,6 @@ class SwinIR(nn.Module):
             deep = F.interpolate(deep, scale_factor=2, mode="nearest")
             deep = F.leaky_relu(getattr(self, f"conv_up{i}")(deep), 0.2)
         return self.conv_last(F.leaky_relu(self.conv_hr(deep), 0.2))
-
-
-class _Regions:
-    """The shift regions of one forward pass: made at the first call, shared by all blocks."""
-
-    def __init__(self, height: int, width: int, size: int, device):
-        self._arguments = (height, width, size, size // 2, device)
-        self._regions: Tensor | None = None
-
-    def __call__(self) -> Tensor:
-        if self._regions is None:
-            self._regions = shift_regions(*self._arguments)
-        return self._regions
 
 
 def _initialise(module: nn.Module) -> None:

@@ -5,6 +5,7 @@ Feature maps are channels-last, (B, height, width, C), and their sides are multi
 
 from __future__ import annotations
 
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,24 +29,26 @@ def merge(windows: Tensor, size: int, height: int, width: int) -> Tensor:
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, windows.shape[-1])
 
 
-def reflect_pad(x: Tensor, bottom: int, right: int) -> Tensor:
-    """Pad (B, C, height, width) at the bottom and right by reflection, however small the image is.
+def reflect_pad(x: Tensor, bottom: int, right: int, top: int = 0, left: int = 0) -> Tensor:
+    """Pad (B, C, height, width) by reflection, however small the image is.
 
     torch's own reflection needs the padding to be smaller than the image; where it is not, the image is
     reflected back and forth as numpy's ``pad(mode="reflect")`` does.
     """
     height, width = x.shape[-2:]
-    if bottom < height and right < width:
-        return F.pad(x, (0, right, 0, bottom), "reflect") if bottom or right else x
-    rows = _reflected(height, height + bottom, x.device)
-    columns = _reflected(width, width + right, x.device)
+    if not (top or bottom or left or right):
+        return x
+    if max(top, bottom) < height and max(left, right) < width:
+        return F.pad(x, (left, right, top, bottom), "reflect")
+    rows = _reflected(height, -top, height + bottom, x.device)
+    columns = _reflected(width, -left, width + right, x.device)
     return x[..., rows, :][..., columns]
 
 
-def _reflected(size: int, length: int, device) -> Tensor:
-    """Indices 0, 1, …, size-1, size-2, …, 0, 1, … of the given length."""
+def _reflected(size: int, start: int, end: int, device) -> Tensor:
+    """Indices …, 1, 0, 1, …, size-1, size-2, … for the positions from start to end."""
     period = max(2 * size - 2, 1)
-    position = torch.arange(length, device=device) % period
+    position = torch.arange(start, end, device=device) % period
     return torch.minimum(position, period - position) if size > 1 else torch.zeros_like(position)
 
 
@@ -68,6 +71,27 @@ def shift_regions(height: int, width: int, size: int, shift: int, device=None) -
 
     regions = 3 * bands(height)[:, None] + bands(width)[None, :]
     return partition(regions[None, :, :, None], size)[..., 0]
+
+
+class ShiftRegions:
+    """The shift regions of one forward pass: made at the first call, shared by all blocks of a map.
+
+    The windows are shifted by half their side.
+    """
+
+    def __init__(self, height: int, width: int, size: int, device):
+        self._arguments = (height, width, size, size // 2, device)
+        self._regions: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        if self._regions is None:
+            self._regions = shift_regions(*self._arguments)
+        return self._regions
+
+
+def convolve(convolution: nn.Module, x: Tensor) -> Tensor:
+    """Apply a convolution to a channels-last map."""
+    return convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def relative_position_index(size: int) -> Tensor:
@@ -112,21 +136,28 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.size = size
         self.attention: Attention = ExactAttention()
-        # What an attention computed once for this layer; it goes with the attention, and with the layer's weights.
-        self.caches: WeakKeyDictionary[Attention, dict] = WeakKeyDictionary()
+        # What an attention computed once for this layer, by window size; it goes with the attention, and with the
+        # layer's weights.
+        self.caches: WeakKeyDictionary[Attention, dict[int, dict]] = WeakKeyDictionary()
 
-    def position_bias(self) -> Tensor:
-        """(H, N, N)."""
+    def position_bias(self, size: int) -> Tensor:
+        """(H, N, N) for windows of ``size`` x ``size`` tokens."""
         raise NotImplementedError
 
     has_position_bias = True
     """False where the bias is left out (position_bias=drop)."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, regions) -> Tensor:
-        """Attention on (B * nW, H, N, d); ``regions`` is None or gives the regions when called."""
-        bias = self.position_bias if self.has_position_bias else None
-        window = Window(self.size, self.size, bias, regions, self.caches.setdefault(self.attention, {}))
-        return self.attention(q, k, v, window)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, regions, size: int | None = None) -> Tensor:
+        """Attention on (B * nW, H, N, d).
+
+        Args:
+            regions: None, or gives the regions when called.
+            size: side of these windows, where a small feature map makes them smaller than ``self.size``.
+        """
+        size = size or self.size
+        bias = partial(self.position_bias, size) if self.has_position_bias else None
+        cache = self.caches.setdefault(self.attention, {}).setdefault(size, {})
+        return self.attention(q, k, v, Window(size, size, bias, regions, cache))
 
     def _apply(self, *args, **kwargs):
         self.caches.clear()
