@@ -250,6 +250,9 @@ def export(run: Run, held_out, photos, device, name: str) -> None:
     """Write the averaged weights and the model card."""
     model = run.average.module.eval()
     recipe = OmegaConf.to_container(run.recipe)
+    dtype = getattr(torch, recipe.get("weights", "float32"))
+    state = {key: _compact(key, value.cpu(), dtype).contiguous() for key, value in model.state_dict().items()}
+    model.load_state_dict(state)  # what is measured is what is written
     psnr, nothing = held_out_psnr(model, held_out, run.task, 512, device)
     card = {
         "name": name,
@@ -271,16 +274,16 @@ def export(run: Run, held_out, photos, device, name: str) -> None:
         "convention": str(run.task.convention),
         "licence": "Apache-2.0",
     }
-    state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    state = {key: _compact(key, value) for key, value in state.items() if not key.endswith("attn_mask")}
-    save_file(state, run.folder / f"{name}.safetensors")
+    save_file({key: t for key, t in state.items() if not key.endswith("attn_mask")}, run.folder / f"{name}.safetensors")
     (run.folder / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
     print(f"wrote {run.folder / name}.safetensors: held-out PSNR {card['held_out_psnr_db']} dB")
 
 
-def _compact(key: str, value: torch.Tensor) -> torch.Tensor:
-    """The index that released state dicts carry along takes a quarter of the space so."""
-    return value.to(torch.int16) if key.endswith("relative_position_index") else value
+def _compact(key: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor as it is written: weights in ``dtype``; the index that released state dicts carry along is small."""
+    if key.endswith("relative_position_index"):
+        return value.to(torch.int16)
+    return value.to(dtype) if value.is_floating_point() else value
 
 
 def keep_memory() -> None:

@@ -19,11 +19,13 @@ _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
 
 
 def resolve(weights: str | Path) -> Path:
-    """The file of bundled weights given by name, or of any weights given by path.
+    """The file of bundled or fetched weights given by name, or of any weights given by path.
 
     Raises:
         UserError: there is no such file.
     """
+    from nystra_bench import fetch  # it imports this module
+
     with contextlib.suppress(RuntimeError, OSError):  # no such home, or a name too long: no file either
         path = Path(weights).expanduser()
         if path.is_file():
@@ -31,10 +33,16 @@ def resolve(weights: str | Path) -> Path:
         bundled = BUNDLED / f"{str(weights).removesuffix('.safetensors')}.safetensors"
         if path.name == str(weights) and bundled.is_file():
             return bundled
+        if str(weights) in fetch.names() and fetch.find(str(weights)).kind == "weights":
+            if (fetched := fetch.cached(str(weights))) is not None:
+                return fetched
+            raise UserError(
+                f"model.weights={weights} is not on this machine: run python -m nystra_bench.fetch {weights}"
+            )
     names = ", ".join(sorted(file.stem for file in BUNDLED.glob("*.safetensors"))) or "none"
     raise UserError(
         f"model.weights={weights} is no file: accepted are the path of a .pth or .safetensors file, "
-        f"or the name of bundled weights ({names})"
+        f"or the name of bundled weights ({names}) or of official ones (python -m nystra_bench.fetch lists them)"
     )
 
 

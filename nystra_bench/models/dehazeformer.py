@@ -166,8 +166,16 @@ class Mixer(nn.Module):
         return out[:, shift : shift + height, shift : shift + width].permute(0, 3, 1, 2)
 
 
+class ReflectConv2d(nn.Conv2d):
+    """A convolution that keeps the map's size by reflection, also where the map is smaller than the padding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = (self.kernel_size[0] - self.stride[0] + 1) // 2
+        return super().forward(reflect_pad(x, padding, padding, padding, padding))
+
+
 def _same(dim: int, kernel: int, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=groups, padding_mode="reflect")
+    return ReflectConv2d(dim, dim, kernel, groups=groups)
 
 
 class Mlp(nn.Module):
@@ -219,8 +227,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, channels: int, dim: int, kernel: int, stride: int):
         super().__init__()
-        padding = (kernel - stride + 1) // 2
-        self.proj = nn.Conv2d(channels, dim, kernel, stride, padding, padding_mode="reflect")
+        self.proj = ReflectConv2d(channels, dim, kernel, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)
@@ -231,8 +238,7 @@ class PatchUnEmbed(nn.Module):
 
     def __init__(self, dim: int, channels: int, kernel: int, factor: int):
         super().__init__()
-        convolution = nn.Conv2d(dim, channels * factor**2, kernel, padding=kernel // 2, padding_mode="reflect")
-        self.proj = nn.Sequential(convolution, nn.PixelShuffle(factor))
+        self.proj = nn.Sequential(ReflectConv2d(dim, channels * factor**2, kernel), nn.PixelShuffle(factor))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)

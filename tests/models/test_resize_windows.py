@@ -10,7 +10,7 @@ from attention_references import exact, relative_error
 
 from nystra_bench.attention.base import Attention
 from nystra_bench.attention.exact import ExactAttention
-from nystra_bench.models import swinir
+from nystra_bench.models import swinir, windows
 from nystra_bench.models.swinir import SwinIR
 from nystra_bench.models.windows import attention_sites, plug, relative_position_index, resize_bias_table
 
@@ -76,6 +76,10 @@ def test_every_layer_attends_in_the_new_window(small_model, image):
         assert bias.shape == (q.shape[1], 256, 256)
 
 
+def test_a_model_tells_its_windows(small_model):
+    assert small_model.windows(8, 100, 3) == [8] and small_model.windows(32, 1, 1) == [32]
+
+
 def test_interpolation_uses_the_stretched_table_and_keeps_the_shift_mask(small_model, image):
     tables = [site.relative_position_bias_table.clone() for site in attention_sites(small_model)]
     calls = recorded(small_model.resize_windows(16, "interpolate"), image)
@@ -100,16 +104,16 @@ def test_drop_never_makes_the_bias_or_the_regions(small_model, image, monkeypatc
 
     model = small_model.resize_windows(16, "drop")
     monkeypatch.setattr(swinir.ShiftWindowAttention, "position_bias", untouchable)
-    monkeypatch.setattr(swinir, "shift_regions", untouchable)
+    monkeypatch.setattr(windows, "shift_regions", untouchable)
     assert model(image).isfinite().all()
 
 
 def test_interpolation_does_make_both(small_model, image, monkeypatch):
     """So that the test above can fail."""
     asked = []
-    bias, regions = swinir.ShiftWindowAttention.position_bias, swinir.shift_regions
-    monkeypatch.setattr(swinir.ShiftWindowAttention, "position_bias", lambda site: asked.append("bias") or bias(site))
-    monkeypatch.setattr(swinir, "shift_regions", lambda *a: asked.append("regions") or regions(*a))
+    bias, regions = swinir.ShiftWindowAttention.position_bias, windows.shift_regions
+    monkeypatch.setattr(swinir.ShiftWindowAttention, "position_bias", lambda *a: asked.append("bias") or bias(*a))
+    monkeypatch.setattr(windows, "shift_regions", lambda *a: asked.append("regions") or regions(*a))
     small_model.resize_windows(16, "interpolate")(image)
     assert asked.count("bias") == 4
     assert asked.count("regions") == 1, "the regions are made once a forward pass"
