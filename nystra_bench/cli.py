@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nystra_bench.configuration import Catalogue, configs_folder
 from nystra_bench.errors import UserError, did_you_mean, unknown
-from nystra_bench.sweep.grid import AXES, OPTION_AXES, Overrides
+from nystra_bench.sweep.grid import AXES, OPTION_AXES, Overrides, blocks_of
 
 USAGE = """\
 usage: python -m nystra_bench +sweep=NAME [option=value ...]
@@ -34,6 +34,7 @@ usage: python -m nystra_bench +sweep=NAME [option=value ...]
   task=NAME  task.images=DIR  task.limit=N
   window_size=[native,32]  position_bias=[native,interpolate,drop]
   device=cpu|cuda  dtype=float32  measure=[quality,latency,memory]
+  tile=512                         cut images into tiles: for images too large for the memory
   name=FOLDER  results=DIR         results go to DIR/FOLDER
   plugins=[DIR]                    folder with options of your own (attention/NAME.yaml and its Python file)
 
@@ -181,6 +182,7 @@ def compose_config(arguments: Arguments) -> tuple[dict, Catalogue]:
         told = " ".join(str(error).split())[:300]
         raise UserError(f"the options do not fit together: {told}") from error
     config |= {"sweep_name": arguments.sweep, "plugins": [str(folder) for folder in search]}
+    config["sweep"]["blocks"] = blocks_of(config["sweep"], catalogue, (arguments.sweep,))
     _check_values(config)
     return config, catalogue
 
@@ -231,6 +233,14 @@ def _check_values(config: dict) -> None:
         ("min_sample_ms", (int, float), 0),
     ):
         _check_number(f"timing.{key}", config["timing"][key], kinds, least)
+    if config["tile"] is not None:
+        _check_number("tile", config["tile"], int, 64)
+        _check_number("tile_overlap", config["tile_overlap"], int, 0)
+        if config["tile_overlap"] > config["tile"] // 2:
+            raise UserError(
+                f"tile_overlap={config['tile_overlap']} is out of range: accepted are numbers up to half of "
+                f"tile={config['tile']}"
+            )
     _check_number("timeout_s", config["timeout_s"], (int, float), 1)
     _check_number("seed", config["seed"], int, 0)
     _check_folders(config["results"], config["sweep_name"] if config["name"] is None else config["name"])

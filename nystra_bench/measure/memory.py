@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -22,6 +23,35 @@ def available(device: str) -> str | None:
     except OSError:
         return "peak memory on the CPU is read from /proc/self, which this system does not offer"
     return None
+
+
+def free_memory(device: str) -> float | None:
+    """Bytes that this process may still take: of the GPU, or of the machine within its control group's limit.
+
+    None where the system does not tell.
+    """
+    if device == "cuda":
+        return float(torch.cuda.mem_get_info()[0])
+    found = [_meminfo("MemAvailable"), _control_group_rest()]
+    return min((value for value in found if value is not None), default=None)
+
+
+def _meminfo(field: str) -> float | None:
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)
+
+
+def _control_group_rest() -> float | None:
+    """What a container's limit leaves, file caches counted as free; None where there is no limit."""
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        cached = next(line for line in (_CGROUP / "memory.stat").read_text().splitlines() if line.startswith("file "))
+    except (OSError, StopIteration):
+        return None
+    return None if limit == "max" else float(limit) - float(used) + float(cached.split()[1])
 
 
 def peak_memory(call: Callable[[], object], device: str) -> tuple[float, str]:

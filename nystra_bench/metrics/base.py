@@ -1,11 +1,13 @@
-"""A metric: one number an image, and the conventions under which it is meant."""
+"""A metric: one number an image, or one for a set of images, under a named convention."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
+
+from nystra_bench.metrics.conventions import CONVENTIONS, RAW, Convention
 
 TARGETS = {
     "truth": "the clean image",
@@ -14,52 +16,29 @@ TARGETS = {
 }
 
 
-@dataclass(frozen=True)
-class Convention:
-    """How a task's literature prepares images before it compares them with the ground truth.
-
-    Args:
-        colour: ``rgb``.
-        rounded: clip to [0, 1] and round to 8 bits first.
-        border: pixels left out on each side.
-    """
-
-    colour: str = "rgb"
-    rounded: bool = True
-    border: int = 0
-
-    def prepare(self, image: np.ndarray) -> np.ndarray:
-        """(height, width, C) float in [0, 1] -> float64 on the same scale."""
-        image = image.astype(np.float64)
-        if self.rounded:
-            image = np.round(image.clip(0, 1) * 255) / 255
-        b = self.border
-        return image[b : image.shape[0] - b, b : image.shape[1] - b] if b else image
-
-    def __str__(self) -> str:
-        border = f"border of {self.border} pixels left out" if self.border else "whole image"
-        return f"{self.colour.upper()}, {border}, {'clipped and rounded to 8 bits' if self.rounded else 'float'}"
-
-
-RAW = Convention(rounded=False)
-"""Deviations between two outputs: float, neither clipped nor rounded, which would hide small ones."""
-
-
 class Metric:
     """Base class of metrics. A metric is one subclass and one file ``configs/metric/<name>.yaml``.
 
     Args:
         against: ``truth``, or for a deviation ``exact`` or ``native`` (see ``TARGETS``).
+        convention: name of a convention (see ``CONVENTIONS``) to be used instead of the task's; the border stays the
+            task's, and grey images stay grey.
+
+    Raises:
+        ValueError: one of them is unknown.
     """
 
     version: ClassVar[str] = "1"
     unit: ClassVar[str] = ""
     higher_is_better: ClassVar[bool] = True
 
-    def __init__(self, against: str = "truth"):
+    def __init__(self, against: str = "truth", convention: str | None = None):
         if against not in TARGETS:
             raise ValueError(f"against={against} is unknown: accepted are {', '.join(TARGETS)}")
+        if convention not in (None, *CONVENTIONS):
+            raise ValueError(f"convention={convention} is unknown: accepted are null, {', '.join(CONVENTIONS)}")
         self.against = against
+        self._named = convention
 
     def available(self) -> str | None:
         """Why the metric cannot be computed on this machine; None where it can."""
@@ -70,10 +49,19 @@ class Metric:
         raise NotImplementedError
 
     def __call__(self, output: np.ndarray, target: np.ndarray, convention: Convention) -> float:
+        if output.shape != target.shape:
+            raise ValueError(f"images of shapes {output.shape} and {target.shape} cannot be compared")
         used = self.convention(convention)
-        return float(self.compare(used.prepare(output), used.prepare(target)))
+        return float(self.compare(self.prepare(output, used), self.prepare(target, used)))
+
+    def prepare(self, image: np.ndarray, convention: Convention) -> np.ndarray:
+        """An image as :meth:`compare` takes it."""
+        return convention.prepare(image)
 
     def convention(self, of_task: Convention) -> Convention:
+        """The convention under which the metric looks at the images of a task with the convention ``of_task``."""
+        if self._named and of_task.colour != "grey":
+            return replace(CONVENTIONS[self._named], border=of_task.border)
         return of_task if self.against == "truth" else RAW
 
     def describe(self, of_task: Convention) -> dict:
@@ -83,3 +71,46 @@ class Metric:
             "higher_is_better": self.higher_is_better,
             "convention": f"against {TARGETS[self.against]}; {self.convention(of_task)}",
         }
+
+
+class SetMetric(Metric):
+    """Base class of metrics with one number for a set of images: a distance between two sets of feature vectors."""
+
+    def features(self, image: np.ndarray) -> np.ndarray:
+        """What is kept of an image (height, width, C) float64 in the convention's form: (n, D), n vectors."""
+        raise NotImplementedError
+
+    def compare(self, outputs: np.ndarray, targets: np.ndarray) -> float:
+        """The number for the features of two sets, (N, D) and (M, D), all finite."""
+        raise NotImplementedError
+
+    def __call__(self, output: np.ndarray, target: np.ndarray, convention: Convention) -> float:
+        """The number for sets of one image each."""
+        sets = self.open(convention)
+        sets.add(output, target)
+        return sets.result()
+
+    def open(self, convention: Convention) -> Accumulator:
+        """What collects the images of a task with this convention."""
+        return Accumulator(self, self.convention(convention))
+
+
+class Accumulator:
+    """Collects a set of outputs and one of targets, image by image; only features are kept."""
+
+    def __init__(self, metric: SetMetric, convention: Convention):
+        self._metric, self._convention = metric, convention
+        self._outputs: list[np.ndarray] = []
+        self._targets: list[np.ndarray] = []
+
+    def add(self, output: np.ndarray, target: np.ndarray) -> None:
+        """Two images (height, width, C) float, about [0, 1]."""
+        for features, image in ((self._outputs, output), (self._targets, target)):
+            features.append(self._metric.features(self._metric.prepare(image, self._convention)))
+
+    def result(self) -> float:
+        """The number for all images so far; ``nan`` where an image is not finite."""
+        outputs, targets = np.concatenate(self._outputs), np.concatenate(self._targets)
+        if not (np.isfinite(outputs).all() and np.isfinite(targets).all()):
+            return float("nan")
+        return float(self._metric.compare(outputs, targets))

@@ -6,12 +6,20 @@ import numpy as np
 
 from nystra_bench.errors import UserError
 from nystra_bench.metrics.base import Metric
+from nystra_bench.metrics.conventions import Convention, pool
 
 SMALLEST = 11
 
 
 class Ssim(Metric):
-    """SSIM of Wang et al. (2004): Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03, mean over channels."""
+    """SSIM of Wang et al. (2004): Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03, mean over channels.
+
+    The mean is over the pixels whose whole window lies in the image.
+    """
+
+    def prepare(self, image: np.ndarray, convention: Convention) -> np.ndarray:
+        prepared = super().prepare(image, convention)
+        return pool(prepared) if convention.pooled else prepared
 
     def compare(self, output: np.ndarray, target: np.ndarray) -> float:
         from skimage.metrics import structural_similarity

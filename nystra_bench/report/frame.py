@@ -81,7 +81,7 @@ class Panel:
     source: Path | None
 
     def input(self) -> np.ndarray | None:
-        """The degraded image, (H, W, 3) float32, about [0, 1]; None where it is not stored."""
+        """The degraded image in the clean one's size, (H, W, 3) float32, about [0, 1]; None where it is not stored."""
         return _array(self.source, "input") if self.source else None
 
     def clean(self) -> np.ndarray | None:
@@ -211,7 +211,7 @@ def _assemble(store: Store, sweep: str, rows: list[_Row], names: dict[str, dict[
     records, details, images, cells = [], [], [], []
     sessions: dict[str, Session] = {}
     environments: dict[str, dict] = {}
-    descriptions: dict[str, dict] = {}
+    described: list[tuple[str, dict[str, dict]]] = []
     unavailable: dict[str, str] = {}
     pictures: dict[int, tuple[Path, Callable[[str], Path]]] = {}
     for index, row in enumerate(rows):
@@ -227,7 +227,7 @@ def _assemble(store: Store, sweep: str, rows: list[_Row], names: dict[str, dict[
             if measure == "quality":
                 record |= _quality(value)
                 images += _per_image(index, value)
-                descriptions |= value.get("describe", {})
+                described.append((row.cell["task"]["name"], value.get("describe", {})))
                 unavailable |= value.get("unavailable", {})
                 output = store.folder / outcome["key"] / "output.npz"
                 if output.is_file():
@@ -249,10 +249,25 @@ def _assemble(store: Store, sweep: str, rows: list[_Row], names: dict[str, dict[
         cells=pd.DataFrame(cells, columns=["row", "key", "measure", "status", "reason"]),
         sessions=list(sessions.values()),
         environments=[environment for environment in environments.values() if environment],
-        descriptions=descriptions,
+        descriptions=_descriptions(described),
         unavailable=unavailable,
         pictures=pictures,
     )
+
+
+def _descriptions(described: list[tuple[str, dict[str, dict]]]) -> dict[str, dict]:
+    """One description for each metric, from those of the results of a task; where conventions differ, all of them."""
+    merged: dict[str, dict] = {}
+    conventions: dict[str, dict[str, dict]] = defaultdict(lambda: defaultdict(dict))
+    for task, metrics in described:
+        merged |= metrics
+        for name, about in metrics.items():
+            conventions[name][str(about.get("convention"))][task] = None  # a set in the order of the rows
+    for name, tasks_of in conventions.items():
+        if len(tasks_of) > 1:
+            said = "; ".join(f"{', '.join(tasks)}: {convention}" for convention, tasks in tasks_of.items())
+            merged[name] = merged[name] | {"convention": said}
+    return merged
 
 
 def _frame(records: list[dict]) -> pd.DataFrame:
@@ -331,17 +346,25 @@ def _number(value: Any) -> float:
 
 
 def _quality(value: dict) -> dict:
-    """Means over the images; the degraded input's metrics are called ``input_…``."""
+    """Means over the images, and the numbers of the whole set; the degraded input's are called ``input_…``."""
     collected: dict[str, list[float]] = defaultdict(list)
     for image in value["images"]:
         for name, number in _metrics(image):
             collected[name].append(_number(number))
-    return {"images": len(value["images"])} | {name: float(np.mean(numbers)) for name, numbers in collected.items()}
+    of_set = {name: _number(number) for name, number in _metrics(value.get("set", {}))}
+    return {"images": len(value["images"])} | {name: _mean(numbers) for name, numbers in collected.items()} | of_set
 
 
-def _metrics(image: dict) -> list[tuple[str, Any]]:
-    own = list(image["metrics"].items())
-    return own + [(f"input_{name}", number) for name, number in image.get("input", {}).items()]
+def _mean(numbers: list[float]) -> float:
+    """The mean; infinite where a number is, ``nan`` where one is or where infinities of both signs meet."""
+    with np.errstate(invalid="ignore"):
+        return float(np.mean(numbers))
+
+
+def _metrics(part: dict) -> list[tuple[str, Any]]:
+    """Names of columns and numbers, of one image or of the set."""
+    own = list(part.get("metrics", {}).items())
+    return own + [(f"input_{name}", number) for name, number in part.get("input", {}).items()]
 
 
 def _per_image(row: int, value: dict) -> list[dict]:

@@ -29,6 +29,15 @@ def canonical_json(value: object) -> str:
     return json.dumps(encode_numbers(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+def assignments(parameters: Mapping[str, object], without: str = "") -> str:
+    """``name=value`` joined by a space, sorted by name."""
+    return " ".join(f"{name}={_short(parameters[name])}" for name in sorted(parameters) if name != without)
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One measurement; ``text`` is its canonical JSON, and two cells are equal where these are."""
@@ -54,9 +63,9 @@ class Cell:
     def describe(self) -> str:
         """One line for people: what is measured, where."""
         c = self.content
-        parameters = " ".join(f"{k}={v}" for k, v in c["attention"]["params"].items())
+        parameters = assignments(c["attention"]["params"])
         attention = c["attention"]["name"] + (f"({parameters})" if parameters else "")
-        task = c["task"]["name"] + "".join(f" {k}={v:g}" for k, v in c["task"]["params"].items() if k != "seed")
+        task = f"{c['task']['name']} {assignments(c['task']['params'], without='seed')}".rstrip()
         return (
             f"{c['measure']:8} {c['model']['name']} window={c['window']} bias={c['position_bias']} "
             f"{task} {attention} {c['device']} {c['dtype']}"

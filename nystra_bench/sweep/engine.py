@@ -52,6 +52,7 @@ class Engine:
         self.metrics = catalogue.choose("metrics", "metric", config["metrics"])
         if not self.metrics:
             raise UserError(f"metrics=[] holds no metric: accepted are all, {', '.join(catalogue.names('metric'))}")
+        self.tiling = config["tile"] and {"tile": config["tile"], "overlap": config["tile_overlap"]}
         self.plugins = {f"{k}s": catalogue.choose(f"{k}s", k, config[f"{k}s"]) for k in ("table", "figure")}
 
     # ----------------------------------------------------------------- the three modes
@@ -95,8 +96,8 @@ class Engine:
 
     def plan(self) -> list[Planned]:
         choices = expand(self.config["sweep"]["blocks"], self.overrides, self.catalogue)
-        request = request_of(choices, self.metrics, self.catalogue, self.config["plugins"])
-        return plan(choices, look(request), self.catalogue, self.overrides)
+        request = request_of(choices, self.metrics, self.catalogue, self.config["plugins"], self.tiling)
+        return plan(choices, look(request), self.catalogue, self.overrides, self.tiling)
 
     def _check_writable(self) -> None:
         """Before anything is measured: hours of it would be lost at the end otherwise."""
@@ -137,6 +138,7 @@ class Engine:
             "metrics": self.metrics,
             "references": self.references,
             "timing": self.config["timing"],
+            "tiling": self.tiling,
             "seed": self.config["seed"],
         }
         progress = Progress({p.cell.key: p.cell.describe() for p in missing})

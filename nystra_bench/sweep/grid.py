@@ -91,6 +91,21 @@ def expand(blocks: list[Mapping], overrides: Overrides, catalogue: Catalogue) ->
     return list(choices)
 
 
+def blocks_of(sweep: Mapping, catalogue: Catalogue, inside: tuple[str, ...] = ()) -> list:
+    """The blocks of a sweep: those of the sweeps that it includes, then its own.
+
+    Raises:
+        UserError: an included sweep is unknown, or includes itself.
+    """
+    blocks = []
+    for name in listed(sweep.get("include") or []):
+        if name in inside:
+            raise UserError(f"sweep.include={name} includes itself: accepted are {', '.join(catalogue.names('sweep'))}")
+        blocks += blocks_of(catalogue.option("sweep", str(name)), catalogue, (*inside, name))
+    own = sweep.get("blocks") or []
+    return [*blocks, *own] if isinstance(own, list) else own
+
+
 def _check_block(block: object) -> None:
     if not isinstance(block, Mapping):
         raise UserError(f"sweep.blocks holds {block}, which is no block: accepted are mappings of axes to values")

@@ -6,6 +6,7 @@ Planning imports no torch; it asks this module in a process of its own (``look``
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -51,24 +52,38 @@ def answer(request: dict) -> dict:
     """Facts about the options in ``request``.
 
     ``models``, ``tasks``, ``attentions``, ``devices``: {identity: configuration}; ``metrics``: {name: configuration};
-    ``windows``: sides that occur besides the native ones; ``sys_path``: folders with the code of plug-ins.
+    ``uses``: which [model, task, window size] occur together; ``tiling``: None, or ``tile`` and ``overlap``;
+    ``sys_path``: folders with the code of plug-ins.
     """
     sys.path[:0] = request["sys_path"]
-    models = {key: _model(config) for key, config in request["models"].items()}
-    windows = sorted({*request["windows"], *(facts["native_window"] for facts in models.values())})
+    tasks = {key: _task(config) for key, config in request["tasks"].items()}
+    models = {key: _model(config, _uses(request, key, tasks)) for key, config in request["models"].items()}
+    occurring = sorted({side for facts in models.values() for sides in facts["windows"].values() for side in sides})
     import torch
 
     return {
         "models": models,
-        "tasks": {key: _task(config) for key, config in request["tasks"].items()},
-        "attentions": {key: _attention(config, windows) for key, config in request["attentions"].items()},
+        "tasks": tasks,
+        "attentions": {key: _attention(config, occurring) for key, config in request["attentions"].items()},
         "metrics": {name: _metric(config) for name, config in request["metrics"].items()},
         "devices": {key: _device(config) for key, config in request["devices"].items()},
         "torch": torch.__version__,
     }
 
 
-def _model(config: dict) -> dict:
+def _uses(request: dict, model: str, tasks: dict) -> list[tuple[str, int | str, list]]:
+    """Task, window size and the sizes of the images, or of their tiles, of each use of a model."""
+    tile = (request["tiling"] or {}).get("tile", math.inf)
+    sizes = {key: [[min(side, tile) for side in size] for size in task["sizes"]] for key, task in tasks.items()}
+    return [(task, window, sizes[task]) for m, task, window in request["uses"] if m == model]
+
+
+def use(task: str, window: int | str) -> str:
+    """The key of a task and a window size in a model's ``windows``."""
+    return f"{window} {task}"
+
+
+def _model(config: dict, uses: list[tuple[str, int | str, list]]) -> dict:
     from nystra_bench.models import load_configured
     from nystra_bench.models.checkpoints import resolve, sha256
 
@@ -81,22 +96,32 @@ def _model(config: dict) -> dict:
         "version": model.version,
         "scale": model.scale,
         "channels": model.channels,
+        "windows": {use(task, window): _sides(model, window, sizes) for task, window, sizes in uses},
     }
+
+
+def _sides(model, window: int | str, sizes: list) -> list[int]:
+    """Sides of all windows that a model cuts images of these sizes into."""
+    window = model.window_size if window == "native" else window
+    return sorted({side for height, width in sizes for side in model.windows(window, height, width)})
 
 
 def _task(config: dict) -> dict:
     from nystra_bench.configuration import instantiate
 
     task = instantiate(config)
-    sides = [side for sample in task.samples() for side in sample.degraded.shape[:2]]
+    reason = task.available()
+    sizes = [] if reason else sorted({tuple(size) for size in task.sizes()})
     return {
+        "refusal": reason,
         "version": task.version,
-        "dataset": task.dataset,
+        "dataset": None if reason else task.dataset,
         "params": task.identity(),
-        "data": task.digest(),
+        "data": None if reason else task.digest(),
         "scale": task.scale,
         "channels": task.channels,
-        "largest_side": max(sides),
+        "sizes": sizes,
+        "largest_side": max(map(max, sizes), default=0),
     }
 
 

@@ -10,6 +10,7 @@ from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.grid import AVAILABLE, Choice, Option, Overrides
+from nystra_bench.sweep.inspection import use
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,13 @@ class Planned:
         return "skipped" if self.reason else "planned"
 
 
-def request_of(choices: list[Choice], metrics: dict[str, dict], catalogue: Catalogue, sys_path: list[str]) -> dict:
+def request_of(
+    choices: list[Choice],
+    metrics: dict[str, dict],
+    catalogue: Catalogue,
+    sys_path: list[str],
+    tiling: dict | None = None,
+) -> dict:
     """What has to be known about these choices (``inspection.answer`` tells it)."""
 
     def configs(options: Iterable[Option]) -> dict[str, dict]:
@@ -39,12 +46,19 @@ def request_of(choices: list[Choice], metrics: dict[str, dict], catalogue: Catal
         "attentions": configs(choice.attention for choice in choices),
         "devices": configs(choice.device for choice in choices),
         "metrics": metrics,
-        "windows": sorted({choice.window_size for choice in choices if choice.window_size != "native"}),
+        "tiling": tiling,
+        "uses": list(map(list, dict.fromkeys((c.model.text, c.task.text, c.window_size) for c in choices))),
     }
 
 
-def plan(choices: list[Choice], facts: dict, catalogue: Catalogue, overrides: Overrides) -> list[Planned]:
+def plan(
+    choices: list[Choice], facts: dict, catalogue: Catalogue, overrides: Overrides, tiling: dict | None = None
+) -> list[Planned]:
     """The cells of the choices, each once, in their order.
+
+    Args:
+        tiling: ``tile`` and ``overlap`` where images are cut into tiles; it stands with the task's parameters, since it
+            changes what the model sees.
 
     Raises:
         UserError: a model does not fit a task, or a value that the user gave fits nowhere.
@@ -53,7 +67,7 @@ def plan(choices: list[Choice], facts: dict, catalogue: Catalogue, overrides: Ov
     for choice in choices:
         if choice.device.optional and facts["devices"][choice.device.text]["refusal"]:
             continue
-        made = _resolve(choice, facts, catalogue)
+        made = _resolve(choice, facts, catalogue, tiling)
         planned.setdefault(made.cell.key, made)
     found = list(planned.values())
     if not found:
@@ -62,7 +76,7 @@ def plan(choices: list[Choice], facts: dict, catalogue: Catalogue, overrides: Ov
     return found
 
 
-def _resolve(choice: Choice, facts: dict, catalogue: Catalogue) -> Planned:
+def _resolve(choice: Choice, facts: dict, catalogue: Catalogue, tiling: dict | None) -> Planned:
     model, task = facts["models"][choice.model.text], facts["tasks"][choice.task.text]
     attention, machine = facts["attentions"][choice.attention.text], facts["devices"][choice.device.text]
     _check_model_fits(choice, model, task)
@@ -76,14 +90,16 @@ def _resolve(choice: Choice, facts: dict, catalogue: Catalogue) -> Planned:
         | {k: model[k] for k in ("weights", "version", "native_window")},
         "window": window,
         "position_bias": bias,
-        "task": {"name": choice.task.name, **{k: task[k] for k in ("version", "dataset", "params", "data")}},
+        "task": {"name": choice.task.name, **{k: task[k] for k in ("version", "dataset", "data")}}
+        | {"params": {**task["params"], **_tile_parameters(tiling)}},
         "attention": {"name": choice.attention.name, **{k: attention[k] for k in ("version", "params")}},
         "device": choice.device.name,
         "dtype": choice.dtype,
         "settings": _settings(choice, machine, facts),
     }
     resolved = replace(choice, position_bias=bias)
-    return Planned(Cell.of(content), resolved, window, _refusal(window, attention, machine, task))
+    sides = model["windows"][use(choice.task.text, choice.window_size)]
+    return Planned(Cell.of(content), resolved, window, _refusal(window, sides, attention, machine, task))
 
 
 def _model_name(model: Option, catalogue: Catalogue) -> str:
@@ -91,6 +107,10 @@ def _model_name(model: Option, catalogue: Catalogue) -> str:
     if model.config["weights"] == catalogue.option("model", model.name)["weights"]:
         return model.name
     return Path(str(model.config["weights"])).stem
+
+
+def _tile_parameters(tiling: dict | None) -> dict:
+    return {"tile": tiling["tile"], "tile_overlap": tiling["overlap"]} if tiling else {}
 
 
 def _settings(choice: Choice, machine: dict, facts: dict) -> dict:
@@ -108,10 +128,13 @@ def _check_model_fits(choice: Choice, model: dict, task: dict) -> None:
             )
 
 
-def _refusal(window: int, attention: dict, machine: dict, task: dict) -> str | None:
+def _refusal(window: int, sides: list[int], attention: dict, machine: dict, task: dict) -> str | None:
+    if task["refusal"]:
+        return task["refusal"]
     if window > task["largest_side"]:
         return f"window_size={window} exceeds the images, whose largest side is {task['largest_side']} pixels"
-    return machine["refusal"] or attention["refusals"][str(window)]
+    refused = [reason for side in sides if (reason := attention["refusals"][str(side)])]
+    return machine["refusal"] or next(iter(refused), None)
 
 
 def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> None:
@@ -131,7 +154,11 @@ def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned],
         if value != "native":
             accepted = "native, and windows that images and attentions fit"
             yield f"window_size={value}", accepted, lambda p, v=value: p.window == v
-    others = {"device": "cpu, and what else this machine has", "attention": "attentions that fit the windows"}
+    others = {
+        "task": "tasks whose images are there",
+        "device": "cpu, and what else this machine has",
+        "attention": "attentions that fit the windows",
+    }
     for axis, accepted in others.items():
         for value in overrides.axes.get(axis, []):
             if isinstance(value, str) and value != AVAILABLE:

@@ -30,7 +30,9 @@ from nystra_bench.measure import memory
 from nystra_bench.measure.environment import environment, usable_cores
 from nystra_bench.measure.flops import count_flops
 from nystra_bench.measure.timer import Clock, Entry, Timing, expected_s, instability, run_rounds, warm_up
+from nystra_bench.metrics.base import Accumulator, Metric, SetMetric
 from nystra_bench.models import attention_sites, load_configured, plug
+from nystra_bench.models.tiling import restore_in_tiles
 from nystra_bench.sweep.cell import Cell, canonical_json
 from nystra_bench.sweep.inspection import own_stdout
 from nystra_bench.sweep.store import UNFINISHED, Store
@@ -38,6 +40,15 @@ from nystra_bench.tasks.base import Sample
 
 PARENT_DRAWS_S = 0.02
 """Seconds that the parent is given to draw its progress, so that it does not draw while a timing runs."""
+
+LARGE = 2048 * 2048
+"""Pixels from which on an image's need of memory is estimated first: the system would kill a worker that takes more."""
+
+PROBE = 512
+"""Side in pixels of the image that the need of memory is estimated from."""
+
+IMAGE_BYTES = 160
+"""Memory that a pixel of the clean image takes outside of the model while outputs are compared [measured]."""
 
 
 class Job:
@@ -65,7 +76,7 @@ class Worker:
     """One session.
 
     The request holds ``store``, ``sys_path``, ``metrics`` and ``references`` (configurations by name), ``timing``,
-    ``seed``, and what ``Session.request`` adds.
+    ``tiling`` (``tile`` and ``overlap``, or nothing), ``seed``, and what ``Session.request`` adds.
     """
 
     def __init__(self, request: dict, tell: Callable[[dict], None]):
@@ -150,7 +161,12 @@ class Worker:
 
     @torch.inference_mode()
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:
-        return model(x)
+        return self._call(model, x)
+
+    def _call(self, model: nn.Module, x: Tensor) -> Tensor:
+        """What a user of the model would call: on whole images, or on tiles where the run says so."""
+        tiling = self.request["tiling"]
+        return restore_in_tiles(model, x, **tiling, scale=model.scale) if tiling else model(x)
 
     def each(self, jobs: list[Job], measure: Callable[[Job], None]) -> None:
         """Measure cell by cell; one that fails does not stop the next."""
@@ -158,9 +174,39 @@ class Worker:
             self.tell_start([job])
             try:
                 plug(self.model, job.attention)
+                self.check_memory(self.model)
                 measure(job)
             except Exception as error:
                 self.fail(job, error)
+
+    # ----------------------------------------------------------------- large images
+
+    def check_memory(self, model: nn.Module) -> None:
+        """Refuse images that would not fit the memory; a system that runs out of it kills without a word.
+
+        The model's need is that of a small image with the attention that is plugged in, in proportion to the pixels.
+
+        Raises:
+            MemoryError: the largest image of the task needs more than is free.
+        """
+        height, width = max(self.task.sizes(), key=lambda size: size[0] * size[1])
+        free = memory.free_memory(self.device)
+        if height * width < LARGE or free is None or memory.available(self.device):
+            return
+        tile = (self.request["tiling"] or {}).get("tile", max(height, width))
+        seen = min(height, tile) * min(width, tile)
+        needed = self._bytes_per_pixel(model) * seen + IMAGE_BYTES * height * width * self.model.scale**2
+        if needed > free:
+            raise MemoryError(
+                f"images of {width}x{height} pixels need about {needed / 1e9:.0f} GB of memory and {free / 1e9:.0f} GB "
+                f"are free: accepted are smaller images (task.crop=), or tiles (tile={PROBE})"
+            )
+
+    def _bytes_per_pixel(self, model: nn.Module) -> float:
+        side = max(PROBE, 2 * model.window_size)
+        probe = torch.rand(1, self.task.channels, side, side, device=self.device, dtype=self.dtype)
+        peak, _ = memory.peak_memory(lambda: self.forward(model, probe), self.device)
+        return 1e6 * peak / side**2
 
     # ----------------------------------------------------------------- latency
 
@@ -169,7 +215,12 @@ class Worker:
         timing, clock, started = Timing(**self.request["timing"]), Clock(self.device), time.perf_counter()
         names = self._entry_names(jobs)
         self.tell_start(jobs)
-        self._warm_process()
+        try:
+            self._warm_process()
+        except MemoryError as error:
+            for job in jobs:
+                self.fail(job, error)
+            return
         entries = self._warm_entries(jobs, names, timing, clock)
         jobs = [job for job in jobs if names[job.cell.key] in entries]
         if not jobs:
@@ -188,7 +239,8 @@ class Worker:
 
     def _warm_process(self) -> None:
         """Read the image, start threads and libraries: else whichever attention comes first would pay for them."""
-        self.forward(self._without_attention(), self.first_input)
+        self.check_memory(self._without_attention())
+        self.forward(self.model, self.first_input)
 
     def _without_attention(self) -> nn.Module:
         return plug(self.model, IdentityAttention())
@@ -200,6 +252,8 @@ class Worker:
             cells = [job for job in jobs if names[job.cell.key] == name]
             self.tell_start(cells or jobs)  # without a companion that takes the worker down, no cell can be timed
             try:
+                entry.prepare()
+                self.check_memory(self.native if name == "native" else self.model)
                 warm_up(entry, timing, clock)
                 entries[name] = entry
             except Exception as error:
@@ -264,7 +318,7 @@ class Worker:
         for site in attention_sites(self.model):
             site.caches.clear()  # what the attention keeps is
         peak, method = memory.peak_memory(call, self.device)
-        flops = count_flops(lambda: self.model(self.first_input))
+        flops = count_flops(lambda: self._call(self.model, self.first_input))
         value = {
             "peak_mb": peak,
             "method": method,
@@ -276,27 +330,30 @@ class Worker:
     @cached_property
     def _flops_without_attention(self) -> int:
         model = self._without_attention()
-        return count_flops(lambda: model(self.first_input))
+        return count_flops(lambda: self._call(model, self.first_input))
 
     # ----------------------------------------------------------------- quality
 
     def measure_quality(self, jobs: list[Job]) -> None:
         self.metrics = {name: instantiate(config) for name, config in self.request["metrics"].items()}
+        self.input_scores: dict[str, dict[str, float]] = {}
         with tempfile.TemporaryDirectory(dir=self.store.folder, prefix=UNFINISHED) as folder:
             self.outputs = ReferenceOutputs(self, Path(folder))
             self.each(jobs, self._quality)
 
     def _quality(self, job: Job) -> None:
         started = time.perf_counter()
-        unavailable = {name: reason for name, m in self.metrics.items() if (reason := m.available())}
-        images, first = [], None
+        images, sets, first = [], self._open_sets(), None
         for sample in self.task.samples():
             output = self._output(job, sample)
-            images.append(self._scores(sample, output, unavailable))
+            images.append(self._scores(sample, output))
+            self._collect(sets, sample, output)
             if first is None:
                 first = sample, output
         describe = {name: m.describe(self.task.convention) for name, m in self.metrics.items()}
-        value = {"images": images, "describe": describe, "unavailable": unavailable}
+        value = {"images": images, "describe": describe, "unavailable": self._unavailable}
+        if any(sets.values()):
+            value["set"] = {part: {name: a.result() for name, a in opened.items()} for part, opened in sets.items()}
         self._save_panel_images(job, first[0])
         self.save(job, value, started, attach=lambda folder: _save_output(folder, *first))
 
@@ -310,16 +367,39 @@ class Worker:
     def restore(self, model: nn.Module, sample: Sample) -> np.ndarray:
         return self.forward(model, self._tensor(sample.degraded))[0].permute(1, 2, 0).float().cpu().numpy()
 
-    def _scores(self, sample: Sample, output: np.ndarray, unavailable: dict) -> dict:
-        metrics = {name: m for name, m in self.metrics.items() if name not in unavailable}
-        scores = {name: m(output, self._target(m.against, sample), self.task.convention) for name, m in metrics.items()}
-        of_input = {
-            name: m(sample.degraded, sample.clean, self.task.convention)
-            for name, m in metrics.items()
-            if m.against == "truth" and sample.degraded.shape == sample.clean.shape
-        }
+    @cached_property
+    def _unavailable(self) -> dict[str, str]:
+        return {name: reason for name, m in self.metrics.items() if (reason := m.available())}
+
+    def _usable(self, of_sets: bool) -> dict[str, Metric]:
+        """The metrics of single images, or those of whole sets, that this machine can compute."""
+        usable = {name: m for name, m in self.metrics.items() if name not in self._unavailable}
+        return {name: m for name, m in usable.items() if isinstance(m, SetMetric) == of_sets}
+
+    def _scores(self, sample: Sample, output: np.ndarray) -> dict:
+        metrics, convention = self._usable(of_sets=False), self.task.convention
+        scores = {name: m(output, self._target(m.against, sample), convention) for name, m in metrics.items()}
+        if sample.id not in self.input_scores:  # the same in every cell
+            degraded = self.task.as_output(sample.degraded)
+            against_truth = {name: m for name, m in metrics.items() if m.against == "truth"}
+            of_input = {name: m(degraded, sample.clean, convention) for name, m in against_truth.items()}
+            self.input_scores[sample.id] = of_input
         height, width = sample.clean.shape[:2]
-        return {"id": sample.id, "height": height, "width": width, "metrics": scores, "input": of_input}
+        own = {"id": sample.id, "height": height, "width": width}
+        return own | {"metrics": scores, "input": self.input_scores[sample.id]}
+
+    def _open_sets(self) -> dict[str, dict[str, Accumulator]]:
+        """What collects the images for the metrics of whole sets: of the outputs, and of the degraded images."""
+        metrics = self._usable(of_sets=True)
+        against_truth = {name: m for name, m in metrics.items() if m.against == "truth"}
+        parts = {"metrics": metrics, "input": against_truth}
+        return {part: {n: m.open(self.task.convention) for n, m in of.items()} for part, of in parts.items()}
+
+    def _collect(self, sets: dict[str, dict[str, Accumulator]], sample: Sample, output: np.ndarray) -> None:
+        for name, accumulator in sets["metrics"].items():
+            accumulator.add(output, self._target(self.metrics[name].against, sample))
+        for accumulator in sets["input"].values():
+            accumulator.add(self.task.as_output(sample.degraded), sample.clean)
 
     def _target(self, against: str, sample: Sample) -> np.ndarray:
         return sample.clean if against == "truth" else self.outputs.get(against, sample)
@@ -327,7 +407,7 @@ class Worker:
     def _save_panel_images(self, job: Job, sample: Sample) -> None:
         path = self.store.panel_images(job.cell, sample.id)
         if not path.exists():
-            arrays = {"input": sample.degraded, "clean": sample.clean}
+            arrays = {"input": self.task.as_output(sample.degraded), "clean": sample.clean}
             self.store.write_arrays(path, **{name: array.astype(np.float16) for name, array in arrays.items()})
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from nystra_bench.metrics.base import Convention
+from nystra_bench.metrics.conventions import RGB8, Convention
+from nystra_bench.tasks.datasets import BUNDLED, digest, pictures
+from nystra_bench.tasks.degradations import generator
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Task:
 
     channels: ClassVar[int] = 3
 
-    convention: ClassVar[Convention] = Convention()
+    convention: ClassVar[Convention] = RGB8
     """How the ground-truth metrics of this task's literature look at the images."""
 
     @property
@@ -39,9 +42,17 @@ class Task:
         """What the images are called in tables."""
         raise NotImplementedError
 
+    def available(self) -> str | None:
+        """Why the task has no images on this machine; None where it has. Its cells are then skipped."""
+        return None
+
     def samples(self) -> Iterator[Sample]:
         """The samples, the same ones in whatever order and process they are made."""
         raise NotImplementedError
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each sample's degraded image; tasks that can tell without making it say so."""
+        return [sample.degraded.shape[:2] for sample in self.samples()]
 
     def identity(self) -> dict:
         """The parameters that decide the samples, besides the pixels that :meth:`digest` covers."""
@@ -50,3 +61,61 @@ class Task:
     def digest(self) -> str:
         """SHA-256 of the images."""
         raise NotImplementedError
+
+    def as_output(self, degraded: np.ndarray) -> np.ndarray:
+        """The degraded image in the clean image's size: what stands for "nothing done" beside the outputs."""
+        return degraded
+
+
+class SyntheticTask(Task):
+    """A seeded degradation of clean images; subclasses say which.
+
+    Args:
+        images: ``bundled``, or a folder of clean images.
+        limit: number of images; None takes all.
+        crop: side of the central crop in pixels; None takes whole images.
+        seed: of the degradation; an image's depends on the task, its id and the seed alone.
+
+    Raises:
+        UserError: a parameter is out of range, or the folder holds no images.
+    """
+
+    seeded_as: ClassVar[str]
+    """The task's name in the seeds of its degradations."""
+
+    def __init__(self, images: str = "bundled", limit: int | None = None, crop: int | None = None, seed: int = 0):
+        self.seed = seed
+        self.images = str(images)
+        self.pictures = pictures(self.images, limit, crop)
+
+    def prepare(self, clean: np.ndarray) -> np.ndarray:
+        """The clean image as it is restored and compared: cut to a size that the degradation needs."""
+        return clean
+
+    def degraded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the degraded image that a picture of this size gives."""
+        return height, width
+
+    def degrade(self, clean: np.ndarray, rng: np.random.Generator, depth: np.ndarray | None = None) -> np.ndarray:
+        """Degrade (height, width, 3) float32 in [0, 1]; ``depth`` is the scene's (height, width), where it is known."""
+        raise NotImplementedError
+
+    @property
+    def dataset(self) -> str:
+        return self.images if self.images in BUNDLED else Path(self.images).expanduser().resolve().name
+
+    def samples(self) -> Iterator[Sample]:
+        for picture in self.pictures:
+            clean = self.prepare(picture.read().astype(np.float32) / 255)
+            rng = generator(self.seeded_as, picture.id, self.seed)
+            depth = picture.depth() if picture.depth else None
+            yield Sample(picture.id, self.degrade(clean, rng, depth), clean)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [self.degraded_size(*picture.size()) for picture in self.pictures]
+
+    def identity(self) -> dict:
+        return {"seed": self.seed}
+
+    def digest(self) -> str:
+        return digest(self.pictures)

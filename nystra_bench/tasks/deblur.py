@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from nystra_bench.errors import UserError, unknown
-from nystra_bench.metrics.base import Convention
+from nystra_bench.metrics.conventions import DEBLUR
 from nystra_bench.tasks.base import SyntheticTask
 from nystra_bench.tasks.degradations import add_gaussian_noise, blur, gaussian_kernel, motion_kernel
+from nystra_bench.tasks.pairs import FolderPairs
 
 KERNELS = ("motion", "gaussian")
 LIGHTS = ("linear", "srgb")
@@ -29,7 +30,7 @@ class Deblur(SyntheticTask):
     """
 
     seeded_as = "deblur"
-    convention = Convention(colour="rgb", rounded=True, border=0)
+    convention = DEBLUR
 
     def __init__(
         self,
@@ -63,3 +64,9 @@ class Deblur(SyntheticTask):
     def identity(self) -> dict:
         parameters = {"kernel": self.kernel, "size": self.size, "noise": self.noise, "light": self.light}
         return {**parameters, **super().identity()}
+
+
+class DeblurPairs(FolderPairs):
+    """Blurred and sharp photographs: GoPro, HIDE, RealBlur and others."""
+
+    convention = DEBLUR

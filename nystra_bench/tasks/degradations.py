@@ -20,6 +20,17 @@ def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator
     return image + noise * np.float32(sigma / 255)
 
 
+def add_camera_noise(image: np.ndarray, shot: float, read: float, rng: np.random.Generator) -> np.ndarray:
+    """Noise of variance ``shot * light + read``, added to the linear light of an sRGB image; not clipped at the top.
+
+    The Gaussian approximation of a sensor's Poisson and read noise (Foi et al., IEEE TIP 2008).
+    """
+    light = to_linear(image)
+    deviation = np.sqrt(shot * light + read).astype(np.float32)
+    noisy = light + deviation * rng.standard_normal(image.shape, dtype=np.float32)
+    return to_srgb(np.maximum(noisy, 0))
+
+
 # --------------------------------------------------------------------------- blur
 
 
@@ -50,7 +61,7 @@ def motion_kernel(length: float, rng: np.random.Generator) -> np.ndarray:
     Boracchi and Foi, IEEE TIP 2012); the path's length is between half of ``length`` and ``length`` pixels, and its
     centre of mass is in the middle of the kernel.
     """
-    steps = 64
+    steps = max(64, math.ceil(2 * length))  # at most half a pixel apart
     turning = rng.normal(0, 1.0, 4)  # two smooth random bends, in radians
     phase = np.linspace(0, 1, steps)
     angle = rng.uniform(0, 2 * np.pi) + turning[0] * phase + turning[1] * np.sin(np.pi * phase)
@@ -90,6 +101,8 @@ def blur(image: np.ndarray, kernel: np.ndarray, light: str = "linear") -> np.nda
 def haze(image: np.ndarray, depth: np.ndarray, beta: float, airlight: np.ndarray | float) -> np.ndarray:
     """Atmospheric scattering (Koschmieder): ``I = J t + A (1 - t)``, with ``t = exp(-beta depth)``.
 
+    On the values as they are stored, as RESIDE's images are made (Li et al., IEEE TIP 2019), not on linear light.
+
     Args:
         depth: (height, width) float, in the units of 1 / ``beta``.
         airlight: A, one number or one a channel, in [0, 1].
@@ -99,7 +112,7 @@ def haze(image: np.ndarray, depth: np.ndarray, beta: float, airlight: np.ndarray
 
 
 def synthetic_depth(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A seeded landscape of distances (height, width) float32 in (0, 1]: ground that recedes upwards, and bodies on it.
+    """A seeded landscape of distances: ground that recedes upwards, and bodies on it; float32 in [0.15, 1].
 
     The ground's slope and tilt are random; three octaves of smooth bumps stand for the bodies.
     """

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from nystra_bench.errors import UserError
-from nystra_bench.metrics.base import Convention
+from nystra_bench.metrics.conventions import DEHAZE
 from nystra_bench.tasks.base import SyntheticTask
+from nystra_bench.tasks.datasets import Picture, cut_out
 from nystra_bench.tasks.degradations import haze, synthetic_depth
+from nystra_bench.tasks.pairs import PLACEHOLDER, FolderPairs, Pair
 
 AIRLIGHT = (0.7, 1.0)
 """Range of the airlight's brightness, that of RESIDE's indoor training set (Li et al., IEEE TIP 2019)."""
@@ -30,7 +34,7 @@ class Dehaze(SyntheticTask):
     """
 
     seeded_as = "dehaze"
-    convention = Convention(colour="rgb", rounded=False, border=0)
+    convention = DEHAZE
 
     def __init__(
         self,
@@ -54,3 +58,41 @@ class Dehaze(SyntheticTask):
 
     def identity(self) -> dict:
         return {"density": self.density, **super().identity()}
+
+
+class DehazePairs(FolderPairs):
+    """Hazy and clear images, several hazy ones for each clear one: RESIDE's SOTS and others.
+
+    Args:
+        clean_border: pixels cut off each side of the clear image first: 10 for SOTS/indoor as RESIDE has it, whose
+            clear images keep a white border that the hazy ones have lost.
+        root, degraded, clean, degraded_name, clean_name, limit, crop: see ``FolderPairs``.
+
+    Raises:
+        UserError: see ``FolderPairs``; the border is no whole number from 0 on.
+    """
+
+    convention = DEHAZE
+
+    def __init__(
+        self,
+        root: str | None = None,
+        degraded: str = "hazy",
+        clean: str = "gt",
+        degraded_name: str = PLACEHOLDER + "_*",
+        clean_name: str = PLACEHOLDER,
+        clean_border: int = 0,
+        limit: int | None = None,
+        crop: int | None = None,
+    ):
+        if type(clean_border) is not int or clean_border < 0:
+            raise UserError(f"task.clean_border={clean_border} is out of range: accepted are whole numbers from 0 on")
+        super().__init__(root, degraded, clean, degraded_name, clean_name, limit, crop)
+        self.clean_border = clean_border
+
+    def find(self) -> list[Pair]:
+        return [replace(pair, clean=self._without_border(pair.clean)) for pair in super().find()]
+
+    def _without_border(self, clean: Picture) -> Picture:
+        b = self.clean_border
+        return cut_out(clean, lambda size: tuple(slice(b, max(side - b, b)) for side in size))

@@ -12,28 +12,33 @@ A = -0.5
 """Parameter of the cubic convolution kernel (Keys, 1981, eq. 15)."""
 
 
-def bicubic(image: np.ndarray, scale: Fraction | float) -> np.ndarray:
+def bicubic(image: np.ndarray, scale: Fraction | float, via_double: bool = False) -> np.ndarray:
     """Resize (height, width, C) uint8 by ``scale``, with antialiasing where it shrinks.
 
-    As MATLAB does for uint8: rows first, then columns, rounded and clipped to 8 bits after each pass, the border
-    continued symmetrically. The result has ``ceil(scale * side)`` pixels a side.
+    Rows first, then columns, the border continued symmetrically. The result has ``ceil(scale * side)`` pixels a side.
+
+    Args:
+        via_double: round and clip to 8 bits at the end alone, as where ``imresize`` is given a double image; else
+            after each of the two passes, as where it is given uint8.
 
     Raises:
         ValueError: the image is not uint8.
     """
     if image.dtype != np.uint8:
         raise ValueError(f"bicubic resizing as MATLAB's is defined on uint8 images, not {image.dtype}")
-    for axis in (0, 1):
-        image = _along(image, axis, Fraction(scale))
-    return image
+    rows = _along(image, 0, Fraction(scale))
+    return _to_uint8(_along(rows if via_double else _to_uint8(rows), 1, Fraction(scale)))
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.floor(values.clip(0, 255) + 0.5).astype(np.uint8))  # halves go up, as in MATLAB
 
 
 def _along(image: np.ndarray, axis: int, scale: Fraction) -> np.ndarray:
     weights, taken = _contributions(image.shape[axis], scale)
     moved = np.moveaxis(image, axis, 0).astype(np.float64)
     total = sum(weights[:, tap, None, None] * moved[taken[:, tap]] for tap in range(weights.shape[1]))
-    rounded = np.floor(total.clip(0, 255) + 0.5).astype(np.uint8)  # halves go up, as in MATLAB
-    return np.ascontiguousarray(np.moveaxis(rounded, 0, axis))
+    return np.moveaxis(total, 0, axis)
 
 
 @lru_cache(maxsize=64)

@@ -7,15 +7,18 @@ from fractions import Fraction
 import numpy as np
 
 from nystra_bench.errors import UserError
-from nystra_bench.metrics.base import Convention
+from nystra_bench.metrics.conventions import super_resolution
 from nystra_bench.tasks.base import SyntheticTask
+from nystra_bench.tasks.pairs import FolderPairs
 from nystra_bench.tasks.resize import bicubic
 
 SCALES = (2, 3, 4, 8)
+VIA_DOUBLE = (8,)
+"""Scales whose published images were rounded once: ×8 came later than the others, and by another script."""
 
 
 class SuperResolution(SyntheticTask):
-    """Low-resolution images by MATLAB's bicubic ``imresize`` in 8 bits, the literature's standard degradation.
+    """Low-resolution images by MATLAB's bicubic ``imresize``, the literature's standard degradation.
 
     The clean image is first cut at the bottom and right to multiples of the scale. "Nothing done" is bicubic
     enlargement.
@@ -33,30 +36,82 @@ class SuperResolution(SyntheticTask):
     def __init__(
         self, scale: int, images: str = "bundled", limit: int | None = None, crop: int | None = None, seed: int = 0
     ):
-        if scale not in SCALES:
-            raise UserError(f"task.scale={scale} is unknown: accepted are {', '.join(map(str, SCALES))}")
+        check_scale(scale)
         super().__init__(images, limit, crop, seed)
         self.scale = scale
-        self.convention = Convention(colour="y", rounded=True, border=scale)
+        self.convention = super_resolution(scale)
 
     def prepare(self, clean: np.ndarray) -> np.ndarray:
-        height, width = (side // self.scale * self.scale for side in clean.shape[:2])
-        if not height or not width:
+        height, width = self.degraded_size(*clean.shape[:2])
+        return clean[: height * self.scale, : width * self.scale]
+
+    def degraded_size(self, height: int, width: int) -> tuple[int, int]:
+        if min(height, width) < self.scale:
             raise UserError(
-                f"task.scale={self.scale} needs images of {self.scale} pixels a side, not "
-                f"{clean.shape[1]}x{clean.shape[0]}: accepted are larger images"
+                f"task.scale={self.scale} needs images of {self.scale} pixels a side, not {width}x{height}: "
+                "accepted are larger images"
             )
-        return clean[:height, :width]
+        return height // self.scale, width // self.scale
 
     def degrade(self, clean: np.ndarray, rng: np.random.Generator, depth: np.ndarray | None = None) -> np.ndarray:
-        return _resized(clean, Fraction(1, self.scale))
+        return _resized(clean, Fraction(1, self.scale), self.scale in VIA_DOUBLE)
 
     def as_output(self, degraded: np.ndarray) -> np.ndarray:
-        return _resized(degraded, Fraction(self.scale))
+        return enlarged(degraded, self.scale)
 
     def identity(self) -> dict:
         return {"scale": self.scale}
 
 
-def _resized(image: np.ndarray, scale: Fraction) -> np.ndarray:
-    return bicubic(np.round(image * 255).astype(np.uint8), scale).astype(np.float32) / 255
+class SuperResolutionPairs(FolderPairs):
+    """Super-resolution of given low-resolution images: Set5, Set14, BSD100, Urban100, Manga109.
+
+    Args:
+        scale: 2, 3, 4 or 8; put in where ``{scale}`` stands in the folders and names.
+        root, degraded, clean, degraded_name, clean_name, limit, crop: see ``FolderPairs``.
+
+    Raises:
+        UserError: a parameter is out of range.
+    """
+
+    def __init__(
+        self,
+        scale: int,
+        root: str | None = None,
+        degraded: str = "LR_bicubic/X{scale}",
+        clean: str = "HR",
+        degraded_name: str = "{name}x{scale}",
+        clean_name: str = "{name}",
+        limit: int | None = None,
+        crop: int | None = None,
+    ):
+        check_scale(scale)
+        names = [text.replace("{scale}", str(scale)) for text in (degraded, clean, degraded_name, clean_name)]
+        self.scale = scale
+        self.convention = super_resolution(scale)
+        super().__init__(root, *names, limit, crop)
+
+    def as_output(self, degraded: np.ndarray) -> np.ndarray:
+        return enlarged(degraded, self.scale)
+
+    def identity(self) -> dict:
+        return {"scale": self.scale}
+
+
+def check_scale(scale: int) -> None:
+    """Hold a scale to the accepted ones.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if type(scale) is not int or scale not in SCALES:
+        raise UserError(f"task.scale={scale} is unknown: accepted are {', '.join(map(str, SCALES))}")
+
+
+def enlarged(image: np.ndarray, scale: int) -> np.ndarray:
+    """(height, width, 3) float32 in [0, 1], enlarged by MATLAB's bicubic ``imresize`` of the 8-bit image."""
+    return _resized(image, Fraction(scale))
+
+
+def _resized(image: np.ndarray, scale: Fraction, via_double: bool = False) -> np.ndarray:
+    return bicubic(np.round(image * 255).astype(np.uint8), scale, via_double).astype(np.float32) / 255

@@ -10,7 +10,7 @@ from nystra_bench.metrics.deviation import MaximumError, RelativeRms
 from nystra_bench.metrics.psnr import Psnr
 from nystra_bench.metrics.ssim import Ssim
 
-EIGHT_BITS = Convention()
+EIGHT_BITS = Convention("rgb8")
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_descriptions_name_the_convention():
     assert Psnr().describe(EIGHT_BITS) == {
         "unit": "dB",
         "higher_is_better": True,
-        "convention": "against the clean image; RGB, whole image, clipped and rounded to 8 bits",
+        "convention": "against the clean image; rgb8: RGB, whole image, clipped and rounded to 8 bits",
     }
     assert "float" in Psnr("native").describe(EIGHT_BITS)["convention"]
     assert not RAW.rounded

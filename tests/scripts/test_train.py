@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
+from nystra_bench.errors import UserError
 from nystra_bench.models.checkpoints import read_state_dict
 from nystra_bench.models.swinir import load_swinir
 
@@ -66,19 +68,44 @@ def test_a_run_can_start_from_weights_of_another_window(train, photos, tmp_path)
     assert resized.window_size == 16
 
 
-def test_batches_depend_on_the_seed_and_the_step_alone(train):
-    from omegaconf import OmegaConf
+RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
 
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_batches_depend_on_the_seed_and_the_step_alone(train, path):
+    recipe = OmegaConf.merge(OmegaConf.load(path), {"batch": 2})
+    task = train.make_task(recipe)
+    photos = [np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)]
+    first, again = train.batch(photos, task, recipe, 7), train.batch(photos, task, recipe, 7)
+    other = train.batch(photos, task, recipe, 8)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    degraded, clean = first
+    assert clean.shape == (2, 3, recipe.patch, recipe.patch)
+    assert degraded.shape[-1] * task.scale == recipe.patch
+
+
+def test_denoising_batches_have_the_recipes_noise(train):
     recipe = OmegaConf.load(ROOT / "scripts" / "recipes" / "swinir_denoise_w8.yaml")
     photos = [np.random.default_rng(1).integers(0, 256, (80, 80, 3), dtype=np.uint8)]
-    first, again = train.batch(photos, recipe, 7), train.batch(photos, recipe, 7)
-    other = train.batch(photos, recipe, 8)
-    assert torch.equal(first[0], again[0])
-    assert not torch.equal(first[0], other[0])
-    noise = (first[0] - first[1]).std().item() * 255
-    assert noise == pytest.approx(25, rel=0.02)
+    degraded, clean = train.batch(photos, train.make_task(recipe), recipe, 7)
+    assert (degraded - clean).std().item() * 255 == pytest.approx(25, rel=0.02)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_make_models_of_their_tasks(train, path):
+    recipe = OmegaConf.merge(OmegaConf.load(path), {"model": {"start_from": None}})
+    model, task = train.build_model(recipe), train.make_task(recipe)
+    assert (model.scale, model.channels) == (task.scale, task.channels)
+
+
+def test_weights_are_measured_as_they_are_written(train, photos, tmp_path):
+    weights = run(train, photos, tmp_path / "run", "weights=float16")
+    state = read_state_dict(weights)
+    assert state["conv_first.weight"].dtype == torch.float16
+    assert load_swinir(str(weights)).conv_first.weight.dtype == torch.float32
 
 
 def test_an_empty_folder_of_photographs_is_refused(train, tmp_path):
-    with pytest.raises(SystemExit, match="--photos"):
+    with pytest.raises(UserError, match="holds no image"):
         train.load_photos(tmp_path, 10)

@@ -47,7 +47,7 @@ def test_options_can_be_made(name):
 @pytest.mark.parametrize("name", [name for name, (choice, _) in OPTIONS.items() if choice == "device"])
 def test_devices_are_looked_at(name):
     config = CATALOGUE.option("device", OPTIONS[name][1])
-    request = {"sys_path": [], "models": {}, "tasks": {}, "attentions": {}, "metrics": {}, "windows": []}
+    request = {"sys_path": [], "models": {}, "tasks": {}, "attentions": {}, "metrics": {}, "uses": [], "tiling": None}
     facts = answer({**request, "devices": {"it": config}})["devices"]["it"]
     assert facts["refusal"] or (facts["hardware"] and facts["threads"] >= 1)
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError
-from nystra_bench.sweep.grid import Overrides, expand
+from nystra_bench.sweep.grid import Overrides, blocks_of, expand
 
 BLOCK = {"model": "m", "task": "t", "attention": "exact", "device": "cpu", "measure": "quality"}
 
@@ -147,3 +147,22 @@ def test_count_and_order_are_those_of_the_product(catalogue, windows, landmarks,
     found = [(c.window_size, c.position_bias, n) for c, n in zip(choices, named(choices), strict=True)]
     names = ["exact", *(f"nystra l{m} i{i}" for m in landmarks for i in iterations)]
     assert found == [(w, b, n) for w in windows for b in biases for n in names]
+
+
+def test_a_sweep_includes_others_first_and_their_blocks_are_not_repeated(catalogue, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "a.yaml").write_text("blocks: [{model: m}]\n")
+    (tmp_path / "sweep" / "b.yaml").write_text("include: a\nblocks: [{model: other}]\n")
+    (tmp_path / "sweep" / "loop.yaml").write_text("include: [a, loop]\n")
+    sweeps = Catalogue([tmp_path])
+    assert blocks_of({"include": ["b"], "blocks": [{"model": "x"}]}, sweeps) == [
+        {"model": "m"},
+        {"model": "other"},
+        {"model": "x"},
+    ]
+    assert blocks_of({"blocks": 3}, sweeps) == 3  # what is no list is refused where blocks are read
+    with pytest.raises(UserError, match="includes itself"):
+        blocks_of(sweeps.option("sweep", "loop"), sweeps, ("loop",))
+    with pytest.raises(UserError, match="nowhere"):
+        blocks_of({"include": ["nowhere"]}, sweeps)
+    assert len(grid(catalogue, {}, {})) == 1

@@ -66,11 +66,11 @@ class VisualPanel(Figure):
 
     def caption(self, data: ReportData) -> str:
         return (
-            "The first image of the data. Below each image the marked crop, enlarged, and the absolute difference "
-            "from the original (exact attention in the same window and bias mode; mean of the channels, in 8-bit "
-            "steps), all on one square-root scale. The crop is where the variants differ most from the original. In "
-            f"brackets: {self.best_by}, mean over all images. Of an attention with many settings, the best and "
-            "the cheapest are shown."
+            "The first image of the data; an input smaller than the clean image is shown enlarged to its size. Below "
+            "each image the marked crop, enlarged, and the absolute difference from the original (exact attention in "
+            "the same window and bias mode; mean of the channels, in 8-bit steps), all on one square-root scale. The "
+            f"crop is where the variants differ most from the original. In brackets: {self.best_by}, mean over all "
+            "images. Of an attention with many settings, the best and the cheapest are shown."
         )
 
     def nothing(self, data: ReportData) -> str:

@@ -1,0 +1,266 @@
+"""Tasks on real pairs: data sets that hold the degraded image of each clean one."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from nystra_bench.errors import UserError
+from nystra_bench.tasks.base import Sample, Task
+from nystra_bench.tasks.datasets import (
+    SUFFIXES,
+    Box,
+    Picture,
+    central,
+    check_counts,
+    cut_out,
+    digest,
+    from_file,
+    image_files,
+)
+
+HELP = "see docs/DATASETS.md and python -m nystra_bench.fetch"
+PLACEHOLDER = "{name}"
+
+Key = tuple[str, str]
+"""What ``**`` stands for in an image's folder, and the image's name."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A degraded and a clean picture of one scene, both read when they are asked for."""
+
+    id: str
+    degraded: Picture
+    clean: Picture
+
+
+class PairedTask(Task):
+    """Pairs of a data set on disk; subclasses say how it is laid out.
+
+    Nothing is looked for before it is needed, so that a task without its data can be listed.
+
+    Args:
+        root: the folder of the data set.
+        limit: number of pairs, the first by name; None takes all.
+        crop: side in pixels of the clean image's central crop; None takes whole images. The degraded image's is the
+            same place.
+
+    Raises:
+        UserError: a number is out of range; when the pairs are used, that they are not there or do not fit.
+    """
+
+    def __init__(self, root: str | None, limit: int | None = None, crop: int | None = None):
+        check_counts(limit, crop)
+        if crop is not None and crop < self.scale:
+            raise UserError(f"task.crop={crop} is out of range: accepted are numbers from task.scale={self.scale} on")
+        self.root, self.limit, self.crop = root, limit, crop
+
+    @property
+    def layout(self) -> str:
+        """What the folder holds, in words for an error."""
+        raise NotImplementedError
+
+    def find(self) -> list[Pair]:
+        """All pairs of the data set in the order of their names, uncropped."""
+        raise NotImplementedError
+
+    def available(self) -> str | None:
+        return None if self.root else f"task.root=null: accepted is the data set's folder, {self.layout} ({HELP})"
+
+    @property
+    def folder(self) -> Path:
+        if reason := self.available():
+            raise UserError(reason)
+        folder = Path(str(self.root)).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"task.root={self.root} is no folder: accepted is one {self.layout} ({HELP})")
+        return folder
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        return [self._cropped(pair) for pair in self.find()[: self.limit]]
+
+    @property
+    def dataset(self) -> str:
+        return self.folder.resolve().name or "pairs"
+
+    def samples(self) -> Iterator[Sample]:
+        for pair in self.pairs:
+            degraded, clean = (side.read().astype(np.float32) / 255 for side in (pair.degraded, pair.clean))
+            yield Sample(pair.id, degraded, clean)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [pair.degraded.size() for pair in self.pairs]
+
+    def identity(self) -> dict:
+        return {}
+
+    def digest(self) -> str:
+        return digest([replace(side, id=pair.id) for pair in self.pairs for side in (pair.degraded, pair.clean)])
+
+    def _cropped(self, pair: Pair) -> Pair:
+        """The pair's central crop: of whole pixels of the degraded image, and the same place in the clean one."""
+
+        def of_degraded(size: tuple[int, int]) -> Box:
+            self._check_sizes(pair, size)
+            return central(size, self.crop and self.crop // self.scale)
+
+        def of_clean(_: tuple[int, int]) -> Box:
+            box = of_degraded(pair.degraded.size())
+            return tuple(slice(side.start * self.scale, side.stop * self.scale) for side in box)
+
+        return Pair(pair.id, cut_out(pair.degraded, of_degraded), cut_out(pair.clean, of_clean))
+
+    def _check_sizes(self, pair: Pair, size: tuple[int, int]) -> None:
+        height, width = pair.clean.size()
+        if size == (height // self.scale, width // self.scale):
+            return
+        times = f" over task.scale={self.scale}, rounded down" if self.scale > 1 else ""
+        raise UserError(
+            f"task.root={self.root}: {pair.degraded.id} is {size[1]}x{size[0]}, {pair.clean.id} is {width}x{height}: "
+            f"accepted are pairs with the size of the clean image{times}"
+        )
+
+
+class FolderPairs(PairedTask):
+    """Pairs of image files in two folders, or in one, matched by their names.
+
+    A folder is named from ``root`` on. ``**/`` in it stands for any folders in between, or none, and for the same ones
+    on both sides: ``**/blur`` and ``**/sharp``. In file names, without their endings, ``{name}`` stands for what both
+    sides have in common and ``*`` in the degraded one's for anything: ``{name}_*`` are the images made from ``{name}``.
+    Where several clean images fit, it is the one with the longest name. Other files are left aside; an image without
+    its counterpart is an error.
+
+    Args:
+        root, limit, crop: see ``PairedTask``.
+        degraded: folder of the degraded images.
+        clean: folder of the clean images.
+        degraded_name: how the degraded images are named.
+        clean_name: how the clean images are named.
+
+    Raises:
+        UserError: see ``PairedTask``; a name is no such pattern.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        degraded: str = "lq",
+        clean: str = "gt",
+        degraded_name: str = PLACEHOLDER,
+        clean_name: str = PLACEHOLDER,
+        limit: int | None = None,
+        crop: int | None = None,
+    ):
+        super().__init__(root, limit, crop)
+        self.degraded, self.clean = str(degraded), str(clean)
+        self.degraded_name, self.clean_name = str(degraded_name), str(clean_name)
+        _check_pattern("task.degraded_name", self.degraded_name, "*{}")
+        _check_pattern("task.clean_name", self.clean_name, "{}")
+
+    @property
+    def layout(self) -> str:
+        degraded, clean = f"{self.degraded}/{self.degraded_name}", f"{self.clean}/{self.clean_name}"
+        return f"which holds images {degraded} and {clean}"
+
+    def find(self) -> list[Pair]:
+        clean = {
+            (within, name): file
+            for (within, stem), file in self._files("clean").items()
+            if (name := _between(stem, *self.clean_name.split(PLACEHOLDER)))
+        }
+        degraded = {key: file for key, file in self._files("degraded").items() if _fits(self.degraded_name, key[1])}
+        if not degraded:
+            named = f"{self.degraded}/{self.degraded_name}"
+            raise UserError(f"task.root={self.root} holds no image {named}: {self._needed}")
+        owners = {key: self._owner(key, file, clean) for key, file in degraded.items()}
+        self._refuse_lonely(clean, {*owners.values()}, {*degraded.values()})
+        return sorted((self._pair(key, file, owners[key], clean) for key, file in degraded.items()), key=lambda p: p.id)
+
+    @property
+    def _needed(self) -> str:
+        return f"accepted is a folder {self.layout}, with endings {', '.join(s[1:] for s in SUFFIXES)} ({HELP})"
+
+    def _files(self, side: str) -> dict[Key, Path]:
+        """The image files of a side by folder and name without ending."""
+        pattern = getattr(self, side)
+        folders = _folders(self.folder, pattern)
+        if not folders:
+            raise UserError(f"task.root={self.root} has no folder task.{side}={pattern}: {self._needed}")
+        found: dict[Key, Path] = {}
+        for within, folder in folders.items():
+            for file in image_files(folder):
+                other = found.setdefault((within, file.stem), file)
+                if other is not file:
+                    raise UserError(f"task.root={self.root}: {other} and {file} have one name: accepted is one of them")
+        return found
+
+    def _owner(self, key: Key, file: Path, clean: dict[Key, Path]) -> Key:
+        """The clean image that a degraded one belongs to: of those that fit, the one with the longest name."""
+        within, stem = key
+        parts = (stem[i : i + n] for n in range(len(stem), 0, -1) for i in range(len(stem) - n + 1))
+        found = next((p for p in parts if (within, p) in clean and _fits(self.degraded_name, stem, p)), None)
+        if found is None:
+            raise self._unpaired(file, "clean", self.clean, self.clean_name)
+        if clean[within, found] == file:
+            raise UserError(
+                f"task.degraded={self.degraded} and task.clean={self.clean} with their names both lead to {file}: "
+                "accepted are different images"
+            )
+        return within, found
+
+    def _refuse_lonely(self, clean: dict[Key, Path], owners: set[Key], degraded: set[Path]) -> None:
+        for key, file in clean.items():
+            if key not in owners and file not in degraded:
+                raise self._unpaired(file, "degraded", self.degraded, self.degraded_name)
+
+    def _unpaired(self, file: Path, other: str, folder: str, name: str) -> UserError:
+        return UserError(
+            f"task.root={self.root}: {file} has no {other} image (task.{other}={folder}, task.{other}_name={name}): "
+            "accepted are complete pairs"
+        )
+
+    def _pair(self, key: Key, file: Path, owner: Key, clean: dict[Key, Path]) -> Pair:
+        within, stem = key
+        name = stem if "*" in self.degraded_name else owner[1]
+        pictures = (from_file(str(path), path, "task.root") for path in (file, clean[owner]))
+        return Pair(f"{within}/{name}" if within else name, *pictures)
+
+
+def _check_pattern(option: str, pattern: str, accepted: str) -> None:
+    rest = pattern.replace(PLACEHOLDER, "", 1)
+    if PLACEHOLDER not in pattern or any(c in rest for c in "{}/") or ("*" in rest and "*" not in accepted):
+        star = ", and * for anything" if "*" in accepted else ""
+        raise UserError(f"{option}={pattern} is no pattern: accepted are file names with {PLACEHOLDER} once{star}")
+
+
+def _fits(pattern: str, stem: str, name: str | None = None) -> bool:
+    """Whether a file is named by a pattern, with ``name`` in it, or any where it is None."""
+    meaning = {"*": ".*", PLACEHOLDER: ".+" if name is None else re.escape(name)}
+    words = re.split(f"({re.escape(PLACEHOLDER)}|{re.escape('*')})", pattern)
+    return re.fullmatch("".join(meaning.get(word, re.escape(word)) for word in words), stem) is not None
+
+
+def _between(stem: str, prefix: str, suffix: str) -> str:
+    """What is between prefix and suffix; empty where these are not there."""
+    fits = stem.startswith(prefix) and stem.endswith(suffix) and len(stem) > len(prefix) + len(suffix)
+    return stem[len(prefix) : len(stem) - len(suffix)] if fits else ""
+
+
+def _folders(root: Path, pattern: str) -> dict[str, Path]:
+    """The folders that ``pattern`` stands for, by what its ``**`` stands for."""
+    before, nested, after = pattern.rpartition("**/")
+    base = root / before
+    if not nested:
+        return {"": root / pattern} if (root / pattern).is_dir() else {}
+    found = sorted(folder for folder in base.glob(f"**/{glob.escape(after)}") if folder.is_dir())
+    depth = len(Path(after).parts)
+    within = [folder.relative_to(base).parts for folder in found]
+    return {"/".join(parts[: len(parts) - depth]): folder for parts, folder in zip(within, found, strict=True)}

@@ -1,0 +1,90 @@
+"""Images too large for the memory: tiles, or a refusal that names the gigabytes, before the system kills."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from nystra_bench.measure import memory
+from nystra_bench.models.swinir import SwinIR, SwinIRSpec
+from nystra_bench.sweep.worker import Worker
+
+
+@pytest.fixture
+def large(tmp_path):
+    folder = tmp_path / "large"
+    folder.mkdir()
+    Image.linear_gradient("L").resize((150, 130)).convert("RGB").save(folder / "gradient.png")
+    return f"task.images={folder}"
+
+
+def test_tiles_are_measured_and_stated(bench, large):
+    words = [large, "task.crop=null", "attention=exact", "window_size=native", "position_bias=native", "figures=[]"]
+    words += ["metrics=[psnr,deviation_psnr]"]
+    assert bench(*words, "name=whole").code == 0
+    assert bench(*words, "name=tiles", "tile=64", "tile_overlap=16").code == 0
+    whole, tiles = bench.table("whole").iloc[0], bench.table("tiles").iloc[0]
+    assert "tile=64 tile_overlap=16" in tiles.task_parameters and "tile" not in whole.task_parameters
+    assert tiles.psnr == pytest.approx(whole.psnr, abs=0.5) and tiles.psnr != whole.psnr
+    assert tiles.peak_memory_mb < whole.peak_memory_mb
+    assert tiles.gflops > whole.gflops  # the overlaps are restored twice
+    assert tiles.latency_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("tile=32", "from 64 on"), ("tile=x", "from 64 on"), ("tile_overlap=40", "half of tile=64")]
+)
+def test_tiles_out_of_range_are_refused(bench, word, said):
+    outcome = bench(*dict.fromkeys(["tile=64", word][word.startswith("tile=") :]))
+    assert outcome.code == 1
+    assert word.split("=")[0] in outcome.sentence and said in outcome.sentence
+
+
+def worker(sizes, tiling=None):
+    """The parts of a worker that ``check_memory`` looks at, around a small model."""
+    model = SwinIR(SwinIRSpec(dim=8, depths=(2,), heads=(2,), window=8, mlp_ratio=1.0)).eval()
+    it = SimpleNamespace(model=model, native=model, device="cpu", dtype=torch.float32, request={"tiling": tiling})
+    it.task = SimpleNamespace(sizes=lambda: sizes, channels=3)
+    it.forward = lambda model, x: Worker._call(it, model, x)
+    it._bytes_per_pixel = lambda model: Worker._bytes_per_pixel(it, model)
+    return it
+
+
+@pytest.mark.skipif(memory.available("cpu") is not None, reason=str(memory.available("cpu")))
+def test_an_image_of_100_megapixels_is_refused_with_the_memory_that_it_needs(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 8e9)
+    it = worker([(64, 64), (10_000, 10_000)])
+    with pytest.raises(MemoryError, match=r"10000x10000 pixels need about \d+ GB of memory and 8 GB are free.*tile="):
+        Worker.check_memory(it, it.model)
+
+
+@pytest.mark.skipif(memory.available("cpu") is not None, reason=str(memory.available("cpu")))
+def test_tiles_need_less(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 20e9)
+    whole, tiles = worker([(10_000, 10_000)]), worker([(10_000, 10_000)], {"tile": 512, "overlap": 32})
+    with pytest.raises(MemoryError):
+        Worker.check_memory(whole, whole.model)
+    Worker.check_memory(tiles, tiles.model)
+
+
+def test_small_images_are_not_probed(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1.0)
+    it = worker([(512, 512)])
+    it._bytes_per_pixel = None
+    Worker.check_memory(it, it.model)
+
+
+def test_free_memory_is_that_of_the_machine_or_of_its_control_group(monkeypatch, tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    4000 kB\n")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory.free_memory("cpu") == 4_096_000
+    files = {"memory.max": "3000000", "memory.current": "2500000", "memory.stat": "anon 1\nfile 500000"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "\n")
+    assert memory.free_memory("cpu") == 1_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_memory("cpu") == 4_096_000
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "nowhere")
+    assert memory.free_memory("cpu") is None
