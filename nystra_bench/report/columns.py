@@ -104,6 +104,7 @@ _AGAINST = {
     "input_": "Of the degraded input itself.",
 }
 _TITLES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "rms": "RMS", "max": "maximum"}
+_TITLES |= {"fid": "FID", "kid": "KID", "rgb": "RGB"}
 
 
 def column(name: str, data: ReportData) -> Column:

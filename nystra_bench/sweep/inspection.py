@@ -140,7 +140,9 @@ def _metric(config: dict) -> dict:
     from nystra_bench.configuration import instantiate
 
     metric = instantiate(config)
-    return {"version": metric.version, "params": {k: v for k, v in config.items() if not k.startswith("_")}}
+    known = {"version": metric.version, "params": {k: v for k, v in config.items() if not k.startswith("_")}}
+    # A result without a metric is another one than that with it: once its weights are there, it is measured.
+    return {**known, "absent": True} if metric.available() else known
 
 
 def _device(config: dict) -> dict:

@@ -145,7 +145,8 @@ def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> N
             raise UserError(f"{given} is used by no cell: accepted beside it are position_bias=interpolate and drop")
         if all(p.reason for p in with_it):
             nearest = max(with_it, key=lambda p: p.window)
-            raise UserError(f"{given} does not fit: {nearest.reason}; accepted are {accepted}")
+            tail = "" if "accepted" in nearest.reason else f"; accepted are {accepted}"
+            raise UserError(f"{given} does not fit: {nearest.reason}{tail}")
 
 
 def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned], bool]]]:

@@ -8,7 +8,7 @@ from nystra_bench.errors import UserError
 from nystra_bench.metrics.base import RAW, Convention
 from nystra_bench.metrics.deviation import MaximumError, RelativeRms
 from nystra_bench.metrics.psnr import Psnr
-from nystra_bench.metrics.ssim import Ssim
+from nystra_bench.metrics.ssim import STRIP, Ssim
 
 EIGHT_BITS = Convention("rgb8")
 
@@ -95,3 +95,12 @@ def test_mistakes_are_named(pair):
         Psnr("nobody")
     with pytest.raises(UserError, match="metrics=ssim"):
         Ssim()(np.zeros((8, 30, 3)), np.zeros((8, 30, 3)), EIGHT_BITS)
+
+
+def test_ssim_of_a_tall_image_is_that_of_the_whole_image():
+    rng = np.random.default_rng(0)
+    clean = rng.random((2 * STRIP + 37, 24, 3))
+    noisy = clean + rng.normal(0, 0.1, clean.shape)
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    whole = structural_similarity(clean, noisy, channel_axis=-1, **settings)
+    assert Ssim().compare(noisy, clean) == pytest.approx(whole, rel=1e-12)

@@ -17,9 +17,13 @@ class MainTable(Table):
         return data.frame
 
     def readable(self, data: ReportData) -> Grid:
-        """The columns asked for; ``other_metrics`` stands for all metrics that the schema has no column for."""
+        """The columns asked for; ``other_metrics`` stands for all metrics that the schema has no column for.
+
+        Those that repeat a column are left out, as PSNR on RGB is where PSNR itself is on RGB.
+        """
         known = {*COLUMNS, "task_parameters", *self.columns}
         other = [name for name in data.frame if name not in known and not name.startswith("input_")]
+        other = [name for name in other if not any(data.frame[name].equals(data.frame[n]) for n in ("psnr", "ssim"))]
         names = [n for name in self.columns for n in (other if name == "other_metrics" else [name])]
         return grid(data, self.table(data), names)
 
