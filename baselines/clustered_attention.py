@@ -25,8 +25,9 @@ class ClusteredAttention(Attention):
     by bit. As in the authors' code the hashes have a normal offset, on queries without the scale 1/sqrt(d). The
     centres start from the codes of tokens at equal distances (from random ones in that code), a centre without members
     stays as it is, and a tied bit too: so each window and head is clustered by itself, and always in the same way.
-    O(N m (iterations bits + d + d_v)) time, O(N (m + bits)) memory. The matrix is row-stochastic. Position bias and shift
-    mask are ignored.
+    Distances and majorities are matrix products of signs, and counted as such, where the authors' kernels count bits.
+    O(N m (iterations bits + d + d_v)) time, O(N (m + bits)) memory. The matrix is row-stochastic. Position bias and
+    shift mask are ignored.
 
     Args:
         landmarks: m, the number of clusters; the paper's are 25 to 200, for longer sequences.

@@ -38,12 +38,12 @@ class ImprovedClusteredAttention(ClusteredAttention):
         self.keys = keys
 
     def _strongest(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The keys (..., m, keys) of each cluster, their share (..., m, 1), and the weights without them (..., m, N)."""
+        """The keys (..., m, c) of each cluster, their share (..., m, 1), and the weights without them (..., m, N)."""
         top, chosen = weights.topk(min(self.keys, weights.shape[-1]), sorted=False)
         return chosen, top.sum(-1, keepdim=True), weights.scatter(-1, chosen, 0.0)
 
     def _by_parts(self, q: Tensor, k: Tensor, chosen: Tensor, clusters: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """For parts of the queries, one after the other: their keys (..., n, keys) and softmax weights (..., n, keys)."""
+        """For parts of the queries, one after the other: their keys and softmax weights, both (..., n, c)."""
         size = -(-q.shape[-2] // chosen.shape[-1])
         for queries, of_part in zip(q.split(size, -2), clusters.split(size, -1), strict=True):
             keys = take_rows(chosen, of_part)

@@ -16,13 +16,13 @@ class MergedAttention(Attention):
 
     Tokens are parted into m destinations and N - m sources; each source joins the destination whose key is most
     similar to its own (cosine); keys and values of a group are averaged, and attention to a group of s tokens
-    gets log(s) on its logits: ``softmax(Q K'^T + log s) V'``.
+    gets log(s) on its logits (eq. 1): ``softmax(Q K'^T + log s) V'``.
     The paper takes every other token as a destination and merges the r most similar pairs; going down to m tokens
     in that way costs O(N^2). Here, as in the merging for diffusion models (Bolya and Hoffman, arXiv 2303.17604), the
     destinations are one token of each cell of a grid, its centre, and all other tokens are merged. Each head merges by
     its own keys; queries are not merged.
-    O(N m (d + d_v)) time, O(N m) memory. The matrix is row-stochastic. Position bias and shift mask are ignored. With as
-    many landmarks as tokens it is softmax attention.
+    O(N m (d + d_v)) time, O(N m) memory. The matrix is row-stochastic. Position bias and shift mask are ignored. With
+    as many landmarks as tokens it is softmax attention.
 
     Args:
         landmarks: m, the number of merged keys.

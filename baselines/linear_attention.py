@@ -12,10 +12,10 @@ from nystra_bench.attention.base import Window
 class LinearAttention(FeatureMapAttention):
     """Linear attention of Katharopoulos, Vyas, Pappas and Fleuret (arXiv 2006.16236), without causal mask.
 
-    ``f(Q) (f(K)^T V) / (f(Q) f(K)^T 1 + 1e-6)`` with ``f(x) = elu(x) + 1`` for each channel; O(N d d_v) time,
-    O(N d) memory. The paper does not scale the queries by 1/sqrt(d), so that scale is taken off q again; the 1e-6 is
-    of the authors' code. It has no parameters. The matrix has no negative entries. Position bias and shift mask are
-    ignored.
+    ``f(Q) (f(K)^T V) / (f(Q) f(K)^T 1 + 1e-6)`` with ``f(x) = elu(x) + 1`` (eq. 7) for each channel; O(N d d_v)
+    time, O(N d) memory. The paper does not scale the queries by 1/sqrt(d), so that scale is taken off q again; the
+    1e-6 is of the authors' code. It has no parameters. The matrix has no negative entries. Position bias and shift
+    mask are ignored.
     """
 
     def features(self, q: Tensor, k: Tensor, window: Window) -> tuple[Tensor, Tensor]:

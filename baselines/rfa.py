@@ -22,7 +22,8 @@ class RandomFeatureAttention(FeatureMapAttention):
     pretrained model the lengths carry much of the logits, hence the default.
     Estimated row sums may be near zero or negative. The authors' code raises them to a small constant, and so does
     this: to ``floor`` times the sum of the keys' factors, which bounds the row sum. Rows below it do not sum to one.
-    O(N r (d + d_v)) time, O(N r) memory. The matrix may have negative entries. Position bias and shift mask are ignored.
+    O(N r (d + d_v)) time, O(N r) memory. The matrix may have negative entries. Position bias and shift mask are
+    ignored.
 
     Args:
         features: r, the number of random features, sines and cosines together; even.

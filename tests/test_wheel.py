@@ -38,6 +38,18 @@ def test_the_wheel_plans_the_default_sweep(site, tmp_path):
     assert plan.stdout.splitlines()[-1].startswith("denoise: ")
 
 
+def test_the_wheel_holds_the_baselines(site, tmp_path):
+    make = (
+        "from nystra_bench.configuration import Catalogue, configs_folder, instantiate; import baselines;"
+        "attention = instantiate(Catalogue([configs_folder()]).option('attention', 'performer'));"
+        "print(baselines.__file__, type(attention).__name__)"
+    )
+    made = run(site, tmp_path, "-c", make)
+    assert made.returncode == 0, made.stderr
+    file, name = made.stdout.split()
+    assert Path(file).is_relative_to(site) and name == "PerformerAttention"
+
+
 def test_the_wheel_holds_what_the_report_draws_with(site):
     assert list((site / "nystra_bench" / "report" / "html").glob("*.j2"))
     assert list((site / "nystra_bench" / "weights").glob("*.safetensors"))

@@ -90,6 +90,15 @@ class Attention(nn.Module):
     uses_bias: ClassVar[bool] = False
     uses_mask: ClassVar[bool] = False
 
+    rows_sum_to_one: ClassVar[bool] = False
+    """Whether each row of the matrix sums to one, so that equal values stay what they are."""
+
+    permutation_equivariant: ClassVar[bool] = False
+    """Whether the order of a window's tokens does not matter (without bias and mask)."""
+
+    exact_with_all_landmarks: ClassVar[bool] = False
+    """Whether the method is exact where every token is a landmark and the kernel is well-conditioned."""
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         """Attend within windows.
 

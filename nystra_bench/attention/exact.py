@@ -14,6 +14,8 @@ class ExactAttention(Attention):
     """
 
     exact = True
+    rows_sum_to_one = True
+    permutation_equivariant = True
     uses_bias = True
     uses_mask = True
 

@@ -11,6 +11,9 @@ from nystra_bench.attention.base import Attention, Window
 class IdentityAttention(Attention):
     """Passes v through. Its latency is that of the rest of the model, its deviation what the attention is worth."""
 
+    rows_sum_to_one = True
+    permutation_equivariant = True
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         return v
 

@@ -9,6 +9,17 @@ from nystra_bench.attention.landmarks import pooled_landmarks, refuses_landmarks
 from nystra_bench.attention.pinv import INITS, razavi_pinv
 
 
+def check_counts(**counts: tuple[object, int]) -> None:
+    """Hold parameters (value, least) to whole numbers.
+
+    Raises:
+        ValueError: one is not, or is too small.
+    """
+    for parameter, (value, least) in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{parameter}={value} is out of range: accepted are whole numbers from {least} on")
+
+
 class NystraAttention(Attention):
     """PnP-Nystra (arXiv 2506.08520), algorithm 1; O(N m) time and memory a window.
 
@@ -28,9 +39,7 @@ class NystraAttention(Attention):
 
     def __init__(self, landmarks: int = 16, iterations: int = 2, init: str = "global", guard: float = 5.0):
         super().__init__()
-        for parameter, value, least in (("landmarks", landmarks, 1), ("iterations", iterations, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{parameter}={value} is out of range: accepted are whole numbers from {least} on")
+        check_counts(landmarks=(landmarks, 1), iterations=(iterations, 0))
         if not isinstance(guard, (int, float)):
             raise ValueError(f"guard={guard} is no number")
         if init not in INITS:

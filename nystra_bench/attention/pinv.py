@@ -20,7 +20,7 @@ def razavi_pinv(a: Tensor, iterations: int, init: str = "matrix") -> Tensor:
         (..., m, m), of a's dtype.
     """
     eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    z = a.transpose(-2, -1) / _norm_product(a, init)
+    z = (a.transpose(-2, -1) / _norm_product(a.float(), init)).to(a.dtype)  # float16 would overflow
     for _ in range(iterations):
         az = a @ z
         z = 0.25 * z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az)))

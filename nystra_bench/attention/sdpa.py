@@ -17,6 +17,8 @@ class FusedAttention(Attention):
     """
 
     exact = True
+    rows_sum_to_one = True
+    permutation_equivariant = True
     uses_bias = True
     uses_mask = True
 

@@ -7,7 +7,7 @@ import numpy as np
 from nystra_bench.errors import UserError
 from nystra_bench.metrics.conventions import DENOISE
 from nystra_bench.tasks.base import SyntheticTask
-from nystra_bench.tasks.degradations import add_camera_noise
+from nystra_bench.tasks.degradations import add_camera_noise, stored
 
 SHOT = (1e-4, 1.2e-2)
 """Range of the shot noise's strength (its variance at full light), from low to high ISO (Brooks et al., CVPR 2019)."""
@@ -47,7 +47,7 @@ class CameraDenoise(SyntheticTask):
         shot = np.exp(rng.uniform(*np.log(SHOT)))
         read = np.exp(2.18 * np.log(shot) + 1.20 + rng.normal(0, 0.26))  # the fit of Brooks et al. to real sensors
         noisy = add_camera_noise(clean, shot * self.gain, read * self.gain**2, rng)
-        return (np.round(noisy.clip(0, 1) * 255) / 255).astype(np.float32)
+        return stored(noisy)
 
     def identity(self) -> dict:
         return {"gain": self.gain, **super().identity()}

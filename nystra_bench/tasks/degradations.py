@@ -20,6 +20,11 @@ def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator
     return image + noise * np.float32(sigma / 255)
 
 
+def stored(image: np.ndarray) -> np.ndarray:
+    """The image as a file of 8 bits holds it: clipped to [0, 1] and rounded."""
+    return (np.round(image.clip(0, 1) * 255) / 255).astype(np.float32)
+
+
 def add_camera_noise(image: np.ndarray, shot: float, read: float, rng: np.random.Generator) -> np.ndarray:
     """Noise of variance ``shot * light + read``, added to the linear light of an sRGB image; not clipped at the top.
 

@@ -2,6 +2,9 @@
 
 The windows here have 16 x 16 tokens; a method whose YAML does not fit them says so by ``refuses`` and is tested on
 the smallest square window that it accepts.
+
+Three properties do not hold for every method; a class states those that it has by the attributes ``rows_sum_to_one``,
+``permutation_equivariant`` and ``exact_with_all_landmarks`` (see ``Attention``).
 """
 
 from __future__ import annotations
@@ -23,13 +26,27 @@ IMAGES, WINDOWS, HEADS, DIM = 2, 3, 2, 16
 SIDES = (16, 8, 32, 64)
 
 
-def make(path: Path) -> Attention:
-    return instantiate(OmegaConf.load(path)).eval()
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def make(path: Path, **parameters) -> Attention:
+    """The method of this YAML; ``parameters`` replace those of its own that it has."""
+    config = OmegaConf.load(path)
+    return instantiate({**config, **{name: value for name, value in parameters.items() if name in config}}).eval()
+
+
+def states(attention: Attention, what: str) -> bool:
+    return getattr(attention, what)
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
 def attention(request) -> Attention:
     return make(request.param)
+
+
+@pytest.fixture
+def path(request, attention) -> Path:
+    return request.node.callspec.params["attention"]
 
 
 @pytest.fixture
@@ -56,7 +73,7 @@ def test_there_are_methods_to_test():
     assert {"exact", "sdpa", "identity", "nystra"} <= {path.stem for path in CONFIGS}
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim_v", (DIM, 5))
 def test_output_has_the_shape_and_dtype_of_v(attention, window, side, dtype, dim_v):
     q, k, v = random_qkv(IMAGES * WINDOWS, HEADS, side * side, DIM, dim_v, dtype=dtype)
@@ -66,11 +83,18 @@ def test_output_has_the_shape_and_dtype_of_v(attention, window, side, dtype, dim
     assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("largest", (10, 60))
-def test_output_is_finite_for_large_logits(attention, window, qkv, dtype, largest):
+@pytest.mark.parametrize("tokens", ("alike", "uneven", "equal"))
+def test_output_is_finite_for_large_logits(attention, window, qkv, dtype, largest, tokens):
+    """Also where tokens have very different lengths, and where all of them are the same."""
     q, k, v = qkv
-    q = q * (largest / (q @ k.transpose(-2, -1)).abs().max())
+    if tokens == "uneven":
+        lengths = torch.logspace(-2, 1, q.shape[-2])[:, None]
+        q, k = q * lengths, k * lengths.flip(0)
+    elif tokens == "equal":
+        q = k = k[..., :1, :].expand_as(k)
+    q = q * (largest / (q @ k.transpose(-2, -1)).abs().amax((-2, -1), keepdim=True))
     with torch.inference_mode():
         out = attention(q.to(dtype), k.to(dtype), v.to(dtype), window)
     assert out.isfinite().all()
@@ -81,6 +105,84 @@ def test_forward_is_the_matrix_times_v(attention, window, qkv):
     with torch.inference_mode():
         matrix, out = attention.matrix(q, k, window), attention(q, k, v, window)
     assert matrix.shape == (*q.shape[:-1], q.shape[-2])
+    assert relative_error(out, matrix.double() @ v.double()) < 1e-4
+
+
+def test_rows_of_the_matrix_sum_to_one(attention, window, qkv):
+    if not states(attention, "rows_sum_to_one"):
+        pytest.skip("its rows need not sum to one")
+    with torch.inference_mode():
+        matrix = attention.matrix(*qkv[:2], window)
+    torch.testing.assert_close(matrix.sum(-1), torch.ones(matrix.shape[:-1]), rtol=0, atol=1e-4)
+
+
+def test_order_of_the_tokens_does_not_matter(attention, window, side, qkv):
+    if not states(attention, "permutation_equivariant"):
+        pytest.skip("its result depends on the order of the tokens")
+    order = torch.randperm(side * side, generator=torch.Generator().manual_seed(3))
+    bias, regions = window.bias()[:, order][:, :, order], window.regions()[:, order]
+    with torch.inference_mode():
+        expected = attention(*qkv, window)[..., order, :]
+        actual = attention(*(t[..., order, :] for t in qkv), Window(side, side, lambda: bias, lambda: regions))
+    assert relative_error(actual, expected) < 1e-5
+
+
+def test_images_and_windows_of_a_batch_do_not_influence_one_another(path, window, side, qkv):
+    """The published start ``init=global`` of a pseudo-inverse is the exception; the other one is tested then."""
+    attention = make(path, init="matrix")
+    lengths = torch.linspace(0.5, 2, IMAGES * WINDOWS)[:, None, None, None]
+    q, k, v = qkv[0] * lengths, *qkv[1:]
+    with torch.inference_mode():
+        together = attention(q, k, v, window)
+        for image in range(IMAGES):
+            own = slice(image * WINDOWS, (image + 1) * WINDOWS)
+            assert relative_error(attention(q[own], k[own], v[own], window), together[own]) < 1e-5
+        unmasked = Window(side, side, window.bias)
+        together = attention(q, k, v, unmasked)
+        for i in range(IMAGES * WINDOWS):
+            own = slice(i, i + 1)
+            assert relative_error(attention(q[own], k[own], v[own], unmasked), together[own]) < 1e-5
+
+
+def test_memory_that_was_not_written_is_not_read(attention, window, qkv):
+    """PyTorch fills what it allocates with NaN here, where it would leave what happens to be there."""
+    with torch.inference_mode():
+        expected = attention(*qkv, window)
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(8).isnan().all()
+            poisoned = attention(*qkv, window)
+        finally:
+            torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(poisoned, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_with_all_tokens_as_landmarks_it_is_softmax_attention(path):
+    """Nystrom forms among them, for which the kernel of these tokens is well conditioned: about 3 on the diagonal."""
+    parameters = OmegaConf.load(path)
+    attention = make(path, landmarks=DIM, iterations=25, init="matrix")
+    nystrom = "init" in parameters and "landmarks" in parameters
+    if not (nystrom or states(attention, "exact_with_all_landmarks")):
+        pytest.skip("it is another approximation")
+    generator = torch.Generator().manual_seed(4)
+    noise = torch.randn(3, 2, HEADS, DIM, DIM, generator=generator)
+    k = 1.7 * torch.linalg.qr(noise[0])[0]
+    q, v = k + 0.1 * noise[1], noise[2]
+    with torch.inference_mode():
+        out = attention(q, k, v, Window(4, 4))
+    assert relative_error(out, exact(q, k, v)) < 1e-4
+
+
+@pytest.mark.parametrize("height, width", ((8, 32), (9, 13), (16, 4)))
+def test_windows_need_not_be_square(attention, height, width):
+    reason = attention.refuses(height, width)
+    if reason is not None:
+        assert isinstance(reason, str) and reason
+        pytest.skip("refused")
+    q, k, v = random_qkv(2, HEADS, height * width, DIM)
+    with torch.inference_mode():
+        window = Window(height, width)
+        matrix, out = attention.matrix(q, k, window), attention(q, k, v, window)
     assert relative_error(out, matrix.double() @ v.double()) < 1e-4
 
 
@@ -154,10 +256,10 @@ def test_inputs_are_left_as_they_were(attention, window, qkv):
     assert torch.equal(window.bias(), bias) and torch.equal(window.regions(), regions)
 
 
-def test_same_input_gives_the_same_output_in_each_call_and_in_a_second_instance(attention, window, qkv, request):
+def test_same_input_gives_the_same_output_in_each_call_and_in_a_second_instance(attention, window, qkv, path):
     with torch.inference_mode():
         first, second = attention(*qkv, window), attention(*qkv, window)
-        other = make(request.node.callspec.params["attention"])(*qkv, window)
+        other = make(path)(*qkv, Window(window.height, window.width, window.bias, window.regions))
     torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(other, first, rtol=1e-6, atol=1e-7)
 
