@@ -24,10 +24,11 @@ class FusedAttention(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         bias, regions = window.bias(), window.regions()
-        bias = None if bias is None else bias.to(q.dtype)[None]
-        if regions is None:
-            return _fused(q, k, v, bias)
-        return self._with_seam(q, k, v, bias, regions)
+        return self.attend(q, k, v, None if bias is None else bias.to(q.dtype)[None], regions)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, regions: Tensor | None) -> Tensor:
+        """Attention with a bias (1, H, N, N) and the mask of the regions (nW, N)."""
+        return _fused(q, k, v, bias) if regions is None else self._with_seam(q, k, v, bias, regions)
 
     def _with_seam(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, regions: Tensor) -> Tensor:
         seam = (regions != regions[:, :1]).any(1)
