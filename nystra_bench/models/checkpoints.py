@@ -6,12 +6,13 @@ import contextlib
 import hashlib
 import pickle
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nystra_bench.errors import UserError
+from nystra_bench.errors import UserError, unknown
 
 BUNDLED = Path(__file__).parent.parent / "weights"
 _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
@@ -89,15 +90,26 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def build(path: Path, name: str, infer_spec: Callable, build_model: Callable[..., nn.Module]) -> nn.Module:
+def build(
+    path: Path,
+    name: str,
+    infer_spec: Callable,
+    build_model: Callable[..., nn.Module],
+    expect: Mapping[str, object] | None = None,
+) -> nn.Module:
     """A model in evaluation mode with the weights of a file, its shape read off them, loaded strictly.
 
+    Args:
+        expect: entries of the architecture's spec that the weights must have, as ``{"dim": 180, "scale": 2}``.
+
     Raises:
-        UserError: the checkpoint is of another architecture.
+        UserError: the checkpoint is of another architecture, or of another size than expected.
     """
     state = read_state_dict(path)
     try:
-        model = build_model(infer_spec(state))
+        spec = infer_spec(state)
+        _check_size(path, spec, expect or {})
+        model = build_model(spec)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise UserError(
             f"model.weights={path} is not of the architecture {name} ({_first_line(error)} is not as there): "
@@ -111,3 +123,15 @@ def build(path: Path, name: str, infer_spec: Callable, build_model: Callable[...
             f"model.weights={path} is not of the architecture {name}: accepted is a {name} checkpoint ({difference})"
         ) from error
     return model.eval().requires_grad_(False)
+
+
+def _check_size(path: Path, spec: object, expect: Mapping[str, object]) -> None:
+    for name, wanted in expect.items():
+        if not hasattr(spec, name):
+            raise unknown("model.expect", name, [field.name for field in fields(spec)])
+        found = getattr(spec, name)
+        if found != (tuple(wanted) if isinstance(wanted, list) else wanted):
+            raise UserError(
+                f"model.weights={path} has {name}={found}, but model.expect says {name}={wanted}: accepted are weights "
+                "of that size, or another model="
+            )

@@ -378,10 +378,13 @@ class _Stage:
             self.convolution = "DWConv" if f"{last}conv.weight" in state else ""
 
 
-def load_dehazeformer(weights: str) -> DehazeFormer:
+def load_dehazeformer(weights: str, expect: Mapping[str, object] | None = None) -> DehazeFormer:
     """A DehazeFormer with the weights of a file (or bundled weights by name), its shape read off them.
 
+    Args:
+        expect: entries of the spec that the weights must have; None takes any size.
+
     Raises:
-        UserError: the file is absent, damaged, or of another architecture.
+        UserError: the file is absent, damaged, of another architecture, or of another size than expected.
     """
-    return build(resolve(weights), "DehazeFormer", infer_spec, DehazeFormer)
+    return build(resolve(weights), "DehazeFormer", infer_spec, DehazeFormer, expect)

@@ -361,10 +361,13 @@ def _infer_upsampler(state: Mapping[str, Tensor], channels: int) -> dict:
     return {"upsampler": "pixelshuffle", "scale": scale, **found}
 
 
-def load_swinir(weights: str) -> SwinIR:
+def load_swinir(weights: str, expect: Mapping[str, object] | None = None) -> SwinIR:
     """A SwinIR with the weights of a file (or bundled weights by name), its shape read off them.
 
+    Args:
+        expect: entries of the spec that the weights must have; None takes any size.
+
     Raises:
-        UserError: the file is absent, damaged, or of another architecture.
+        UserError: the file is absent, damaged, of another architecture, or of another size than expected.
     """
-    return build(resolve(weights), "SwinIR", infer_spec, SwinIR)
+    return build(resolve(weights), "SwinIR", infer_spec, SwinIR, expect)

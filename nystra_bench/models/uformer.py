@@ -415,10 +415,13 @@ def _infer_mlp(state: Mapping[str, Tensor]) -> tuple[str, int]:
     return "leff" if inputs == 1 else "fastleff", hidden
 
 
-def load_uformer(weights: str) -> Uformer:
+def load_uformer(weights: str, expect: Mapping[str, object] | None = None) -> Uformer:
     """A Uformer with the weights of a file (or bundled weights by name), its shape read off them.
 
+    Args:
+        expect: entries of the spec that the weights must have; None takes any size.
+
     Raises:
-        UserError: the file is absent, damaged, or of another architecture.
+        UserError: the file is absent, damaged, of another architecture, or of another size than expected.
     """
-    return build(resolve(weights), "Uformer", infer_spec, Uformer)
+    return build(resolve(weights), "Uformer", infer_spec, Uformer, expect)

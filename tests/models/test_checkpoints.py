@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from nystra_bench.errors import UserError
 from nystra_bench.models import checkpoints
 from nystra_bench.models.checkpoints import build, read_state_dict, resolve, sha256
-from nystra_bench.models.swinir import SwinIR, infer_spec
+from nystra_bench.models.swinir import SwinIR, SwinIRSpec, infer_spec, load_swinir
 
 
 def load(path):
@@ -246,3 +246,16 @@ def test_a_checkpoint_of_another_architecture_is_named(small_model, tmp_path, ch
         load(path)
     assert_one_sentence(error, path)
     assert "swinir" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("expect", "said"),
+    [({"dim": 180}, "has dim=8, but model.expect says dim=180"), ({"width": 3}, "width")],
+)
+def test_weights_of_another_size_than_expected_are_refused(tmp_path, expect, said):
+    model = SwinIR(SwinIRSpec(dim=8, depths=(2,), heads=(2,), window=8))
+    file = tmp_path / "it.safetensors"
+    save_file(model.state_dict(), file)
+    assert load_swinir(str(file), {"dim": 8, "depths": [2]}).spec == model.spec
+    with pytest.raises(UserError, match=said):
+        load_swinir(str(file), expect)
