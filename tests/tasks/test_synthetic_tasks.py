@@ -80,7 +80,7 @@ def test_the_degraded_image_is_worse_than_the_clean_one_and_still_of_it(make, na
     for sample in task.samples():
         nothing = task.as_output(sample.degraded)
         assert np.abs(nothing - sample.clean).mean() > 1e-3
-        assert np.corrcoef(nothing.ravel(), sample.clean.ravel())[0, 1] > 0.2
+        assert np.corrcoef(nothing.ravel(), sample.clean.ravel())[0, 1] > 0.1
 
 
 @pytest.mark.parametrize("name", NAMES)
