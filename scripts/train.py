@@ -143,7 +143,9 @@ class Run:
     def __init__(self, recipe, folder: Path, device):
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.task = recipe, folder, make_task(recipe)
-        self.model = build_model(recipe).to(device)
+        # Convolutions of a model that keeps its maps as (B, C, height, width) train twice as fast in this layout.
+        self.layout = torch.channels_last if recipe.get("channels_last") else torch.contiguous_format
+        self.model = build_model(recipe).to(device, memory_format=self.layout)
         self.average = torch.optim.swa_utils.AveragedModel(self.model, avg_fn=moving_average(recipe.ema))
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
@@ -187,7 +189,9 @@ def train(run: Run, photos, held_out, device, options) -> None:
     started, last_save, last_log, losses = time.time() - run.seconds, time.time(), time.time(), []
     last = min(recipe.steps, options.until or recipe.steps)
     while run.step < last:
-        degraded, clean = (side.to(device, non_blocking=True) for side in batch(photos, run.task, recipe, run.step))
+        degraded, clean = batch(photos, run.task, recipe, run.step)
+        degraded = degraded.to(device, memory_format=run.layout, non_blocking=True)
+        clean = clean.to(device, non_blocking=True)
         run.optimiser.zero_grad(set_to_none=True)
         for group in run.optimiser.param_groups:
             group["lr"] = learning_rate(run.step, recipe)
