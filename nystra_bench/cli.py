@@ -33,7 +33,7 @@ usage: python -m nystra_bench +sweep=NAME [option=value ...]
   model=NAME  model.weights=FILE   {models}
   task=NAME  task.images=DIR  task.limit=N
   window_size=[native,32]  position_bias=[native,interpolate,drop]
-  device=cpu|cuda  dtype=float32  measure=[quality,latency,memory]
+  device=cpu|cuda  dtype=float32  measure=[quality,latency,memory,bound]
   tile=512                         cut images into tiles: for images too large for the memory
   name=FOLDER  results=DIR         results go to DIR/FOLDER
   plugins=[DIR]                    folder with options of your own (attention/NAME.yaml and its Python file)

@@ -28,6 +28,9 @@ class Table(ABC):
         stem: name of its files without the ending; by default the name of its YAML.
     """
 
+    place: ClassVar[int] = 100
+    """Tables stand in the report by rising place, those of equal place by name."""
+
     def __init__(self, title: str, columns: list[str], stem: str | None = None):
         self.title, self.columns, self.stem = title, list(columns), stem
 
@@ -38,6 +41,10 @@ class Table(ABC):
     def readable(self, data: ReportData) -> Grid:
         """What people read, already rounded and worded."""
         return grid(data, self.table(data), self.columns)
+
+    def nothing(self, data: ReportData) -> str | None:
+        """Why there is nothing to show, and so no file to write; None where there is something."""
+        return None
 
     def notes(self, data: ReportData) -> list[str]:
         """Sentences below the readable table."""

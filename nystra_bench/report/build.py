@@ -25,6 +25,8 @@ logger = logging.getLogger("nystra_bench")
 LARGEST_INLINE = 400_000
 """Bytes above which a figure is put into the page as WebP; the folder always has PNG and SVG."""
 
+TABLE_ENDINGS = ("csv", "md", "tex")
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -80,7 +82,8 @@ def build_report(results: Path, sweep: str, plugins: Mapping[str, Mapping[str, A
     data = load(results, sweep)
     tables = [_table(name, config, data, folder) for name, config in plugins.get("tables", {}).items()]
     figures = [_figure(name, config, data, folder / "figures") for name, config in plugins.get("figures", {}).items()]
-    figures.sort(key=lambda part: (part.place, part.name))
+    for parts in (tables, figures):
+        parts.sort(key=lambda part: (part.place, part.name))
     write_atomically(folder / "config.yaml", config_yaml)
     write_atomically(folder / "environment.json", json.dumps(data.environments, indent=1, ensure_ascii=False) + "\n")
     page = folder / "report.html"
@@ -99,11 +102,15 @@ def _table(name: str, config: Mapping[str, Any], data: ReportData, folder: Path)
     try:
         table: Table = instantiate(dict(config), _convert_="all")
         title, stem = table.title, table.stem or name
+        if reason := table.nothing(data):
+            for ending in TABLE_ENDINGS:
+                (folder / f"{stem}.{ending}").unlink(missing_ok=True)
+            return Part(name, title, problem=reason, place=table.place)
         grid, notes = table.readable(data), table.notes(data)
         write_atomically(folder / f"{stem}.csv", table.table(data).to_csv(index=False))
         write_atomically(folder / f"{stem}.md", markdown(title, grid, notes))
         write_atomically(folder / f"{stem}.tex", latex(title, grid, notes))
-        return Part(name, title, grid=grid, notes=notes)
+        return Part(name, title, grid=grid, notes=notes, place=table.place)
     except Exception as error:
         return _failed("table", name, title, error)
 

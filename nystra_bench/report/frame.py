@@ -43,6 +43,9 @@ COLUMNS = [
 ]
 """The columns of table.csv, in the order of the schema; further metrics and ``task_parameters`` follow them."""
 
+BOUNDS = ["row", "layer", "head", "window", "matrix_error"]
+"""The columns of ``ReportData.bounds`` that are always there."""
+
 INTEGERS = ["window", "landmarks", "iterations", "images"]
 TEXTS = ["model", "bias", "task", "dataset", "attention", "parameters", "device", "dtype", "status", "reason"]
 
@@ -103,6 +106,7 @@ class ReportData:
             rows of one attention, as text), ``session``, quartiles ``latency_q1``, ``latency_q3`` and ``native_ms``.
         images: one row per configuration, image and metric: ``row, image, height, width, metric, value``.
         cells: one row per planned measurement: ``row, key, measure, status, reason``.
+        bounds: one row per configuration, layer, head and window: ``BOUNDS``, and the other spectral errors.
         sessions: the timing sessions.
         environments: the distinct environments of the results.
         descriptions: metric -> ``unit``, ``higher_is_better``, ``convention``.
@@ -115,6 +119,7 @@ class ReportData:
     details: pd.DataFrame
     images: pd.DataFrame
     cells: pd.DataFrame
+    bounds: pd.DataFrame
     sessions: list[Session] = field(default_factory=list)
     environments: list[dict] = field(default_factory=list)
     descriptions: dict[str, dict] = field(default_factory=dict)
@@ -208,7 +213,7 @@ def _unique_names(rows: list[_Row]) -> dict[str, dict[str, str]]:
 
 
 def _assemble(store: Store, sweep: str, rows: list[_Row], names: dict[str, dict[str, str]]) -> ReportData:
-    records, details, images, cells = [], [], [], []
+    records, details, images, cells, bounds = [], [], [], [], []
     sessions: dict[str, Session] = {}
     environments: dict[str, dict] = {}
     described: list[tuple[str, dict[str, dict]]] = []
@@ -237,6 +242,8 @@ def _assemble(store: Store, sweep: str, rows: list[_Row], names: dict[str, dict[
                 session = _session(result, {column: record[column] for column in GROUP})
                 sessions.setdefault(session.name, session)
                 detail |= _spread(value, row.cell) | {"session": session.name}
+            elif measure == "bound":
+                bounds += _bounds(index, value)
             else:
                 record |= _memory(value)
         records.append(record)
@@ -247,6 +254,7 @@ def _assemble(store: Store, sweep: str, rows: list[_Row], names: dict[str, dict[
         details=_details(details, rows),
         images=pd.DataFrame(images, columns=["row", "image", "height", "width", "metric", "value"]),
         cells=pd.DataFrame(cells, columns=["row", "key", "measure", "status", "reason"]),
+        bounds=pd.DataFrame(bounds) if bounds else pd.DataFrame(columns=BOUNDS),
         sessions=list(sessions.values()),
         environments=[environment for environment in environments.values() if environment],
         descriptions=_descriptions(described),
@@ -436,6 +444,17 @@ def _session(result: dict, group: dict) -> Session:
 def _memory(value: dict) -> dict:
     names = {"peak_memory_mb": "peak_mb", "gflops": "gflops", "attention_gflops": "attention_gflops"}
     return {column: _number(value.get(name)) for column, name in names.items()}
+
+
+def _bounds(row: int, value: dict) -> list[dict]:
+    """One record for each layer, head and window that was looked at."""
+    return [
+        {"row": row, "layer": layer["layer"], "head": head, "window": window}
+        | {name: _number(numbers[head][place]) for name, numbers in layer["values"].items()}
+        for layer in value["layers"]
+        for head in range(len(layer["values"]["matrix_error"]))
+        for place, window in enumerate(layer["windows"])
+    ]
 
 
 def _array(path: Path, name: str) -> np.ndarray:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 SCHEMA = 1
-MEASURES = ("quality", "latency", "memory")
+MEASURES = ("quality", "latency", "memory", "bound")
+USUAL_MEASURES = MEASURES[:3]
+"""What a block of a sweep measures unless it says otherwise."""
 
 
 def encode_numbers(value: object) -> object:

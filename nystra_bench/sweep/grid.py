@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from nystra_bench.configuration import BIAS_MODES, Catalogue
 from nystra_bench.errors import UserError, did_you_mean, unknown
-from nystra_bench.sweep.cell import MEASURES, canonical_json
+from nystra_bench.sweep.cell import MEASURES, USUAL_MEASURES, canonical_json
 
 OPTION_AXES = ("model", "task", "attention", "device")
 AVAILABLE = "available"
@@ -24,7 +24,7 @@ DEFAULTS = {
     "window_size": "native",
     "position_bias": "native",
     "dtype": "float32",
-    "measure": list(MEASURES),
+    "measure": list(USUAL_MEASURES),
     "device": AVAILABLE,
 }
 AXES = ("model", "task", "window_size", "position_bias", "attention", "device", "dtype", "measure")

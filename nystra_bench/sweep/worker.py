@@ -29,6 +29,7 @@ from nystra_bench.configuration import instantiate
 from nystra_bench.measure import memory
 from nystra_bench.measure.environment import environment, usable_cores
 from nystra_bench.measure.flops import count_flops
+from nystra_bench.measure.spectrum import SpectrumProbe
 from nystra_bench.measure.timer import Clock, Entry, Timing, expected_s, instability, run_rounds, warm_up
 from nystra_bench.metrics.base import Accumulator, Metric, SetMetric
 from nystra_bench.models import attention_sites, load_configured, plug
@@ -122,6 +123,7 @@ class Worker:
                 self.fail(job, error)
             return
         measures = {"latency": self.measure_latency, "memory": self.measure_memory, "quality": self.measure_quality}
+        measures |= {"bound": self.measure_bound}
         for measure, run in measures.items():
             jobs = [job for job in self.jobs if job.cell.measure == measure]
             if jobs:
@@ -331,6 +333,27 @@ class Worker:
     def _flops_without_attention(self) -> int:
         model = self._without_attention()
         return count_flops(lambda: self._call(model, self.first_input))
+
+    # ----------------------------------------------------------------- spectral errors
+
+    def measure_bound(self, jobs: list[Job]) -> None:
+        self.each(jobs, self._bound)
+
+    def _bound(self, job: Job) -> None:
+        """What the attention makes of the queries and keys that the exact model has in each layer, on the first image.
+
+        Of an image in tiles, the first tile is looked at.
+        """
+        started = time.perf_counter()
+        sample = next(iter(self.task.samples()))
+        names = {module: name for name, module in self.model.named_modules()}
+        probes = {}
+        for seed, site in enumerate(attention_sites(self.model)):
+            probes[names[site]] = site.attention = SpectrumProbe(job.attention, seed)
+        self.forward(self.model, self._tensor(sample.degraded))
+        layers = [{"layer": name, "windows": p.chosen, "values": p.by_head()} for name, p in probes.items()]
+        height, width = sample.degraded.shape[:2]
+        self.save(job, {"image": sample.id, "height": height, "width": width, "layers": layers}, started)
 
     # ----------------------------------------------------------------- quality
 

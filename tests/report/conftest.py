@@ -86,6 +86,11 @@ class SyntheticStore:
     def memory(self, cell: Cell, peak: float = 512.0, gflops: float = 12.5, attention: float = 3.1) -> None:
         self._save(cell, {"peak_mb": peak, "method": "RSS", "gflops": gflops, "attention_gflops": attention})
 
+    def bound(self, cell: Cell, *layers: dict) -> None:
+        """``layers``: the numbers of each, name -> for each head one for each of two windows."""
+        named = [{"layer": f"blocks.{n}", "windows": [0, 5], "values": values} for n, values in enumerate(layers)]
+        self._save(cell, {"image": "image0", "height": 48, "width": 64, "layers": named})
+
     def _save(self, cell: Cell, value: dict, **about) -> None:
         defaults = {"status": "done", "reason": None, "seconds": 1.0, "session": "s1"}
         self.store.save(cell, value, **(defaults | {"environment": {"cpu": "toy & co"}} | about))
@@ -116,6 +121,8 @@ class SyntheticStore:
             unstable = {"status": "unstable", "reason": "spread 12 %"} if name == "identity" else {}
             self.latency(self.cell("latency", name, params), samples, COMPANIONS, **unstable)
             self.memory(self.cell("memory", name, params))
+            if name == "nystra":
+                self.bound(self.cell("bound", name, params), {"matrix_error": [[0.1, 0.2], [0.3, 0.4]]})
         self.skip(self.cell("quality", "refuser"), "refuses <windows> | of 32")
         failing = self.cell("quality", "broken")
         self.store.fail(failing, "failed", "RuntimeError: no <b>luck</b>", "Traceback…")

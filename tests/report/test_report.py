@@ -366,7 +366,7 @@ def test_every_figure_bears_little_data(synthetic, name, left):
     for _, shown in drawn:
         shown.draw_without_rendering()
     assert drawn or figure.nothing(loaded)
-    assert bool(drawn) == (left != "nothing" and (left, name) != ("one row", "panel"))
+    assert bool(drawn) == (left != "nothing" and (left, name) != ("one row", "panel") and name != "bound")
 
 
 def test_infinite_deviations_are_drawn_on_a_labelled_line(data):
@@ -378,6 +378,20 @@ def test_infinite_deviations_are_drawn_on_a_labelled_line(data):
     assert "identical" in labels[-1] and level > 32
     marks = {tuple(line.get_xydata()[0]) for line in axes.lines if len(line.get_xydata()) == 1}
     assert (400.0, level) in marks, "exact attention is not on the line"
+
+
+def test_single_points_have_the_letter_of_the_legend_and_lines_their_landmarks(synthetic):
+    methods = [("nystra", synthetic.nystra | {"landmarks": m}) for m in (8, 16)]
+    methods += [(name, {}) for name in ("one", "two", "exact")]
+    for place, (name, params) in enumerate(methods):
+        synthetic.quality(synthetic.cell("quality", name, params), [{"psnr": 30.0, "deviation_psnr": 30.0 + place}])
+        synthetic.latency(synthetic.cell("latency", name, params), [10.0 + place], {})
+    with plotting.style():
+        ((_, drawn),) = instantiate(options("figure")["pareto"]).draw(load(synthetic.write(), "demo"))
+    texts = [text.get_text() for text in drawn.axes[0].texts]
+    assert sorted(texts) == ["16", "8", "A", "B", "exact"]
+    legend = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert {"A  one", "B  two", "nystra, 2 iterations"} <= set(legend)
 
 
 @pytest.mark.parametrize("name", options("table"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import count, product
+from string import ascii_uppercase
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
@@ -50,8 +53,9 @@ class Pareto(Figure):
         mixed = any(data.details.loc[rows.index, "session"].nunique() > 1 for _, rows in groups(data.frame))
         sessions = " Some axes show timings of several sessions, between which a machine can drift." if mixed else ""
         return (
-            "Left and up is better. Each point is one attention: median latency with its interquartile range; numbers "
-            "beside points are landmarks, and points of one method that differ in them alone are joined. Grey marks "
+            "Left and up is better. Each point is one attention: median latency with its interquartile range. Points "
+            "of one method that differ in their landmarks alone are joined, and have that number beside them; the "
+            "letter beside a single point is the one in the legend. Grey marks "
             "are references: exact and sdpa compute the original, identity has no attention at all and bounds what any "
             "replacement can save. The dashed vertical line is the model as released, timed in the same session. The "
             "shaded line is the Pareto front. Open marks are unstable timings. Deviations above "
@@ -74,14 +78,16 @@ class Pareto(Figure):
 
     def _figure(self, data: ReportData, rows: pd.DataFrame) -> Drawing:
         panels, metrics = list(groups(rows, ROW)), self._metrics(rows)
-        figure = new_figure(4.7 * len(metrics), 2.9 * len(panels) + 0.9)
+        extra = 0.06 * max(0, max(len(members) for _, members in panels) - 12)  # many points want room
+        figure = new_figure((4.7 + extra) * len(metrics), (2.9 + extra) * len(panels) + 0.9)
         grid = figure.subplots(len(panels), len(metrics), squeeze=False, sharex=True, sharey="col")
         handles: dict[str, Line2D] = {}
+        letters = _letters(data, panels)
         drawn = []
         for metric, column_of_axes in zip(metrics, grid.T, strict=True):
             top = top_of(rows[metric], self.ceiling)
             for axes, (group, members) in zip(column_of_axes, panels, strict=True):
-                points = _Points(data, members[members[metric].notna()], metric, top)
+                points = _Points(data, members[members[metric].notna()], metric, top, letters)
                 drawn.append((axes, points, points.draw(axes, handles)))
                 points.draw_native(axes, _native(data, rows, metric), handles)
                 axes.set_title(group_label(group, ROW), loc="left")
@@ -111,11 +117,24 @@ def _native(data: ReportData, rows: pd.DataFrame, metric: str) -> float:
     return float("nan") if is_deviation or released.empty else float(released[metric].iloc[0])
 
 
+def _letters(data: ReportData, panels: list[tuple[dict, pd.DataFrame]]) -> dict[tuple[str, str], str]:
+    """(attention, label) of the series that are a single point in all panels -> its letter: A, B, …, Z, AA, AB, …"""
+    sizes: dict[tuple[str, str], int] = {}
+    for _, rows in panels:
+        for s in series(data, rows[~rows["attention"].isin(REFERENCES)]):
+            key = (s.attention, s.label)
+            sizes[key] = max(len(s.rows), sizes.get(key, 0))
+    names = ("".join(letters) for length in count(1) for letters in product(ascii_uppercase, repeat=length))
+    return {key: next(names) for key, size in sizes.items() if size == 1}
+
+
 class _Points:
     """The points of one axes: rows of one group and one metric."""
 
-    def __init__(self, data: ReportData, rows: pd.DataFrame, metric: str, top: Top | None):
-        self.data, self.rows = data, rows
+    def __init__(
+        self, data: ReportData, rows: pd.DataFrame, metric: str, top: Top | None, letters: dict[tuple[str, str], str]
+    ):
+        self.data, self.rows, self.letters = data, rows, letters
         self.x = rows["latency_ms"]
         self.y = rows[metric] if top is None else top.place(rows[metric])
 
@@ -145,13 +164,14 @@ class _Points:
         for s in series(self.data, self.rows[~self.rows["attention"].isin(REFERENCES)]):
             dress = s.dress(look[s.attention])
             axes.plot(self.x[s.rows], self.y[s.rows], color=dress["color"], linestyle=dress["linestyle"], zorder=3)
+            letter = self.letters.get((s.attention, s.label))
             for row in s.rows:
                 self._mark(axes, row, dress["color"], dress["marker"])
-                landmarks = self.rows.at[row, "landmarks"]
-                if not pd.isna(landmarks):
-                    worth = 0.9 if row in (s.rows[0], s.rows[-1]) else 0.5  # the ends say where a line goes
-                    labels.append(Label(self.x[row], self.y[row], str(landmarks), dress["color"], worth))
-            handles.setdefault(s.label, Line2D([], [], markersize=5, **dress))
+                ends = row in (s.rows[0], s.rows[-1])  # they say where a line goes
+                text = letter or str(self.rows.at[row, "landmarks"])
+                labels.append(Label(self.x[row], self.y[row], text, dress["color"], 0.9 if ends else 0.5))
+            named = f"{letter}  {s.label}" if letter else s.label
+            handles.setdefault(named, Line2D([], [], markersize=5, **dress))
         return labels
 
     def _mark(self, axes: Axes, row: int, colour: str, marker: str) -> None:

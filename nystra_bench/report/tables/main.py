@@ -13,6 +13,8 @@ from nystra_bench.report.wording import ORIGINALS, conventions, noise_lines
 class MainTable(Table):
     """All configurations of the sweep."""
 
+    place = 1
+
     def table(self, data: ReportData) -> pd.DataFrame:
         return data.frame
 
