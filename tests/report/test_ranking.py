@@ -51,9 +51,10 @@ def frame(synthetic) -> pd.DataFrame:
     return table("ranking").table(load(synthetic.write(), "demo")).set_index("attention")
 
 
-def test_ranks_are_one_more_than_the_losses_and_references_have_none(frame):
+def test_ranks_follow_the_mean_ties_leave_some_open_and_references_have_none(frame):
     assert list(frame.index) == ["near", "like_near", "middle", "far", "exact", "sdpa", "identity"]
-    assert list(frame["rank"][:4]) == [1, 1, 3, 4]
+    ranks = frame[["rank", "rank_low", "rank_high"]][:4].to_numpy(int)
+    assert ranks.tolist() == [[1, 1, 2], [2, 1, 2], [3, 3, 3], [4, 4, 4]]
     assert frame["rank"][4:].isna().all() and frame["wins"][4:].isna().all()
     counts = frame.loc[["near", "like_near", "middle", "far"], ["wins", "ties", "losses"]].to_numpy(int)
     assert counts.tolist() == [[2, 1, 0], [2, 1, 0], [1, 0, 2], [0, 0, 3]]
@@ -74,7 +75,8 @@ def test_pairing_shows_what_means_alone_would_hide(synthetic):
     wild = images + np.where(np.arange(12) % 2, 4, -4)
     add(synthetic, {"a": list(images + 0.1), "b": list(images), "c": list(wild)})
     frame = table("ranking").table(load(synthetic.write(), "demo")).set_index("attention")
-    assert (frame.loc["a", "rank"], frame.loc["b", "rank"], frame.loc["c", "rank"]) == (1, 2, 1)
+    counts = frame.loc[["a", "b", "c"], ["wins", "ties", "losses"]].to_numpy(int)
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 1], [0, 2, 0]]
     assert frame.loc["b", "behind_low"] == pytest.approx(0.1) == frame.loc["b", "behind_high"]
 
 
@@ -90,7 +92,8 @@ def test_with_one_image_all_tie(synthetic):
     add(synthetic, {"a": [30.0], "b": [40.0], "c": [50.0]})
     data = load(synthetic.write(), "demo")
     frame = table("ranking").table(data)
-    assert list(frame["attention"]) == ["c", "b", "a"] and set(frame["rank"]) == {1} and set(frame["ties"]) == {2}
+    assert list(frame["attention"]) == ["c", "b", "a"] and list(frame["rank"]) == [1, 2, 3]
+    assert set(frame["ties"]) == {2} and set(frame["rank_low"]) == {1} and set(frame["rank_high"]) == {3}
     assert "With one image" in table("ranking").readable(data).shared
 
 
@@ -115,11 +118,11 @@ def test_the_standings_sum_over_the_settings(synthetic):
     add(synthetic, {"near": [1.0, 1.0], "middle": [2.0, 2.0], "far:8": [3.0, 3.0], "identity": [1.0, 1.0]}, window=16)
     data = load(synthetic.write(), "demo")
     frame = table("standings").table(data).set_index("method")
-    near = frame.loc["near", ["settings", "first", "wins", "ties", "losses"]]
+    near = frame.loc["near", ["settings", "unbeaten", "wins", "ties", "losses"]]
     assert list(near) == [2, 1, 2, 1, 2] and frame.loc["near", "balance"] == 0
     assert list(frame.loc["near", ["identity_wins", "identity_ties", "identity_losses"]]) == [1, 1, 0]
     assert list(frame.loc["far", ["identity_wins", "identity_ties", "identity_losses"]]) == [0, 0, 1]
-    assert frame.loc["far (8 landmarks)", "first"] == 1 and frame["wins"].sum() == frame["losses"].sum()
+    assert frame.loc["far (8 landmarks)", "unbeaten"] == 1 and frame["wins"].sum() == frame["losses"].sum()
     assert frame["ties"].sum() % 2 == 0 and frame["balance"].is_monotonic_decreasing
     assert "2 settings" in table("standings").notes(data)[0]
 
@@ -136,8 +139,8 @@ def test_readable_forms(synthetic):
     chosen = {"tables": {name: options(name) for name in ("ranking", "standings")}}
     folder = build_report(synthetic.write(), "demo", chosen, "").parent
     ranking, standings = ((folder / f"{name}.md").read_text() for name in ("ranking", "standings"))
-    assert "| 1 | near | 45.00 | – | 12.00 (11.00 to 13.00) | 2–1–0 | 0.45 |" in ranking
-    assert "| 1 | like_near | 44.83 | ≈0 (−1.00 to 1.00) |" in ranking
+    assert "| 1 (1–2) | near | 45.00 | – | 12.00 (11.00 to 13.00) | 2–1–0 | 0.45 |" in ranking
+    assert "| 2 (1–2) | like_near | 44.83 | ≈0 (−1.00 to 1.00) |" in ranking
     assert "| – | exact | ∞ | – | – | – | 0.00 |" in ranking
     assert "| near | 1 | 1 | 2–1–0 | 0.67 | 1–0–0 |" in standings
     assert "won--tied--lost" in (folder / "ranking.tex").read_text()

@@ -1,17 +1,18 @@
 """Which approximation is closest to the exact output: a ranking in each setting, and the standings over all of them.
 
-The rules. In a setting (model, window, bias, task, data, device and precision) two methods are compared image by image
-by their deviation PSNR. One wins where the interval of the mean difference excludes 0: a percentile bootstrap interval
-of 95 % over the images, with the same resamples for all methods; else they tie. A method's rank is one more than the
-number of methods that win against it, so that ties share a rank. What is above a ceiling counts as the ceiling (it is
-the same output but for rounding), and an output that is not finite as infinitely far. With one image there is no
-interval, and all tie. ``exact``, ``sdpa`` and ``identity`` are references and have no rank; every method is compared
-with ``identity``, since one that is no closer than no attention at all approximates nothing.
+The rules. In a setting (model, window, bias, task, data, device and precision) the methods are ranked by their mean
+deviation PSNR. Two are compared image by image: one wins where the interval of the mean difference excludes 0, a
+percentile bootstrap interval of 95 % over the images, with the same resamples for all methods; else they tie. The ranks
+that a method's ties leave open are those from one more than its losses to the number of methods less its wins. What is
+above a ceiling counts as the ceiling (it is the same output but for rounding), and an output that is not finite as
+infinitely far. With one image there is no interval, and all tie. ``exact``, ``sdpa`` and ``identity`` are references
+and have no rank; every method is compared with ``identity``, since one that is no closer than no attention at all
+approximates nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -28,10 +29,11 @@ ENOUGH_IMAGES = 6
 the median with probability 2^(1 - n)."""
 
 RULES = (
-    "Methods are compared image by image by their deviation PSNR. "
+    "Methods are ranked by their mean deviation PSNR, and compared image by image. "
     f"One wins where the {100 * LEVEL:g} % interval of the mean difference excludes 0 (percentile bootstrap over the "
     f"images, {RESAMPLES} resamples, the same for all); else they tie. "
-    "The rank is one more than the number of methods that win against it: ties share a rank. "
+    "In brackets stand the ranks that ties leave open: from one more than the losses to the number of methods less the "
+    "wins. "
     "Deviations above {ceiling:g} dB count as that, and outputs that are not finite as infinitely far. "
     "exact, sdpa and identity are references and have no rank."
 )
@@ -43,7 +45,7 @@ class Contest:
 
     Attributes:
         rows: indices in the frame, the closest to the exact output first; ``identity``, without a rank, among them.
-        ranked: positions in ``rows`` of what has a rank, by it.
+        ranked: positions in ``rows`` of what has a rank.
         images: how many were compared.
         difference, low, high: (n, n), dB by which row i is closer than row j, and the interval of it.
         setting: indices of all rows of the setting, with a deviation or not.
@@ -63,8 +65,10 @@ class Contest:
         wins, losses = int((self.low[i, others] > 0).sum()), int((self.high[i, others] < 0).sum())
         return wins, len(others) - wins - losses, losses
 
-    def rank(self, i: int) -> int:
-        return 1 + self.results(i, self.ranked)[2]
+    def rank(self, i: int) -> tuple[int, int, int]:
+        """The rank of a position by its mean, and the first and last that its ties leave open."""
+        wins, _, losses = self.results(i, self.ranked)
+        return 1 + int((self.difference[self.ranked, i] > 0).sum()), 1 + losses, len(self.ranked) - wins
 
 
 def contests(data: ReportData, least: int, ceiling: float) -> list[Contest]:
@@ -96,8 +100,7 @@ def _contest(table: pd.DataFrame, unranked: pd.Series, setting: list[int]) -> Co
         low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)
     difference = _differences(values.mean(-1)[:, None], values.mean(-1))
     ranked = [i for i, row in enumerate(order) if not unranked[row]]
-    contest = Contest(order, ranked, images, difference, low, high, setting)
-    return replace(contest, ranked=sorted(ranked, key=contest.rank))
+    return Contest(order, ranked, images, difference, low, high, setting)
 
 
 def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -159,7 +162,8 @@ class Standings(_OfContests):
                 record = data.frame.loc[row, ["attention", "landmarks", "iterations", "parameters"]]
                 key = (record["attention"], record["parameters"])
                 total = sums.setdefault(key, {"method": method_label(data, row), **record, **dict.fromkeys(_COUNTS, 0)})
-                counts = 1, int(contest.rank(i) == 1), *contest.results(i, contest.ranked), *contest.results(i, floor)
+                against = *contest.results(i, contest.ranked), *contest.results(i, floor)
+                counts = 1, int(contest.rank(i)[1] == 1), *against
                 total |= {name: total[name] + n for name, n in zip(_COUNTS, counts, strict=True)}
         columns = ["method", "attention", "landmarks", "iterations", "parameters", *_COUNTS]
         frame = pd.DataFrame(list(sums.values()), columns=columns)
@@ -177,15 +181,15 @@ class Standings(_OfContests):
         return [summed, *super().notes(data)]
 
 
-_COUNTS = ["settings", "first", "wins", "ties", "losses", "identity_wins", "identity_ties", "identity_losses"]
+_COUNTS = ["settings", "unbeaten", "wins", "ties", "losses", "identity_wins", "identity_ties", "identity_losses"]
 _INTERVAL = "in brackets its 95 % interval over the images"
 _WON = "wins, ties (the interval of the difference contains 0) and losses"
 
 _RANKING = {
     c.name: c
     for c in (
-        Column("rank", "rank", "One more than the number of methods that are closer to the exact output beyond the "
-               "interval: ties share a rank. References have none.", 0),
+        Column("rank", "rank", "By the mean deviation PSNR; in brackets the ranks that ties leave open: from one more "
+               "than the losses to the number of methods less the wins. References have none.", 0),
         Column("method", "method", "The attention with the parameters that tell it from its fellows."),
         Column("behind", "behind the closest (dB)", "By how much the closest method's deviation PSNR is higher; "
                f"{_INTERVAL}. ≈0 where the interval contains 0.", 2),
@@ -202,7 +206,7 @@ _STANDINGS = {
     for c in (
         Column("method", "method", "The attention with the parameters that tell it from its fellows."),
         Column("settings", "settings", "In how many settings it was ranked.", 0),
-        Column("first", "rank 1", "In how many of them no method wins against it.", 0),
+        Column("unbeaten", "unbeaten", "In how many of them no method wins against it.", 0),
         Column("results", "won–tied–lost", f"Against all other methods of all settings: {_WON}.", 0),
         Column("balance", "balance", "Wins less losses, over all comparisons: from −1 to 1. The table is in its order.",
                2),
@@ -224,24 +228,22 @@ def _ranks(data: ReportData, contest: Contest) -> pd.DataFrame:
     exact = frame.loc[frame["attention"] == ORIGINAL, "psnr"]
     about["psnr_loss"] = (exact.iloc[0] if len(exact) else np.nan) - frame["psnr"]
     about["method"] = [method_label(data, row) for row in frame.index]
-    counts = ["rank", "wins", "ties", "losses"]
-    about[counts] = about[counts].astype("Int64")
-    return pd.concat([about[["rank", "method"]], frame, about.drop(columns=["rank", "method"])], axis=1)
+    about[_RANKS] = about[_RANKS].astype("Int64")
+    first = [*_RANKS[:3], "method"]
+    return pd.concat([about[first], frame, about.drop(columns=first)], axis=1)
 
 
-_STANDING = ["rank", "wins", "ties", "losses"]
-_STANDING += [f"{name}{end}" for name in ("behind", "above_identity") for end in ("", "_low", "_high")]
+_RANKS = ["rank", "rank_low", "rank_high", "wins", "ties", "losses"]
+_STANDING = _RANKS + [f"{name}{end}" for name in ("behind", "above_identity") for end in ("", "_low", "_high")]
 
 
 def _standing(contest: Contest, i: int) -> dict:
     """What a contest says of one position."""
     said = {}
     if i in contest.ranked:
-        wins, ties, losses = contest.results(i, contest.ranked)
-        said = {"rank": contest.rank(i), "wins": wins, "ties": ties, "losses": losses}
+        said = dict(zip(_RANKS, (*contest.rank(i), *contest.results(i, contest.ranked)), strict=True))
     floor = [j for j in range(len(contest.rows)) if j not in contest.ranked]
-    closest = min(contest.ranked)  # rows stand by their means
-    pairs = {"behind": (closest, i), "above_identity": (i, floor[0] if floor else i)}
+    pairs = {"behind": (contest.ranked[0], i), "above_identity": (i, floor[0] if floor else i)}
     for name, (first, second) in pairs.items():
         if first != second:
             matrices = contest.difference, contest.low, contest.high
@@ -265,6 +267,8 @@ def _own(row: pd.Series, column: Column) -> Cell:
     if f"{column.name}_low" not in row:
         return Cell(number(float(value), column.digits), float(value), "number")
     low, high = row[f"{column.name}_low"], row[f"{column.name}_high"]
+    if column.name == "rank":
+        return Cell(f"{value}" if low == high else f"{value} ({low}–{high})", float(value), "number")
     interval = f"{number(low, column.digits)} to {number(high, column.digits)}"
     if low <= 0 <= high:
         return Cell(f"≈0 ({interval})", float(value), "unsure", "Not distinguishable from 0: the interval contains it.")
