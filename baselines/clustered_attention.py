@@ -7,13 +7,13 @@ from torch import Tensor
 
 from baselines.common import (
     at_least_float32,
-    check_whole,
     gaussian_directions,
     one_hot,
     refuses_more_than_tokens,
     take_rows,
 )
 from nystra_bench.attention.base import Attention, Window
+from nystra_bench.attention.nystra import check_counts
 
 
 class ClusteredAttention(Attention):
@@ -43,9 +43,7 @@ class ClusteredAttention(Attention):
 
     def __init__(self, landmarks: int = 16, iterations: int = 10, bits: int = 63, seed: int = 0):
         super().__init__()
-        for parameter, value, least in (("landmarks", landmarks, 1), ("iterations", iterations, 0), ("bits", bits, 1)):
-            check_whole(parameter, value, least)
-        check_whole("seed", seed, 0)
+        check_counts(landmarks=(landmarks, 1), iterations=(iterations, 0), bits=(bits, 1), seed=(seed, 0))
         self.landmarks = landmarks
         self.iterations = iterations
         self.bits = bits

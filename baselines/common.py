@@ -1,4 +1,4 @@
-"""What several of the published methods share: checks of parameters, random directions, choosing tokens."""
+"""What several of the published methods share: random directions, choosing tokens."""
 
 from __future__ import annotations
 
@@ -6,16 +6,6 @@ import torch
 from torch import Tensor
 
 from nystra_bench.attention.base import Window
-
-
-def check_whole(parameter: str, value: object, least: int) -> None:
-    """Hold a count to whole numbers.
-
-    Raises:
-        ValueError: it is none, or below ``least``.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{parameter}={value} is out of range: accepted are whole numbers from {least} on")
 
 
 def refuses_more_than_tokens(landmarks: int, height: int, width: int) -> str | None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from baselines.clustered_attention import ClusteredAttention
-from baselines.common import check_whole, take_rows
+from baselines.common import take_rows
 from nystra_bench.attention.base import Window
+from nystra_bench.attention.nystra import check_counts
 
 
 class ImprovedClusteredAttention(ClusteredAttention):
@@ -34,7 +35,7 @@ class ImprovedClusteredAttention(ClusteredAttention):
 
     def __init__(self, landmarks: int = 16, iterations: int = 10, bits: int = 63, keys: int = 32, seed: int = 0):
         super().__init__(landmarks, iterations, bits, seed)
-        check_whole("keys", keys, 1)
+        check_counts(keys=(keys, 1))
         self.keys = keys
 
     def _strongest(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from baselines.common import check_whole
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.landmarks import pooled_landmarks, refuses_landmarks
+from nystra_bench.attention.nystra import check_counts
 
 
 class PooledAttention(Attention):
@@ -30,7 +30,7 @@ class PooledAttention(Attention):
 
     def __init__(self, landmarks: int = 16):
         super().__init__()
-        check_whole("landmarks", landmarks, 1)
+        check_counts(landmarks=(landmarks, 1))
         self.landmarks = landmarks
 
     def refuses(self, height: int, width: int) -> str | None:

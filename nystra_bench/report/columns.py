@@ -103,8 +103,8 @@ _AGAINST = {
     "native_": "Distance from the output of the model as released.",
     "input_": "Of the degraded input itself.",
 }
-_TITLES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "rms": "RMS", "max": "maximum"}
-_TITLES |= {"fid": "FID", "kid": "KID", "rgb": "RGB"}
+_TITLES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "rms": "RMS", "max": "maximum",
+           "fid": "FID", "kid": "KID", "rgb": "RGB"}  # fmt: skip
 
 
 def column(name: str, data: ReportData) -> Column:

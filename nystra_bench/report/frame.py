@@ -16,7 +16,7 @@ import pandas as pd
 
 from nystra_bench.errors import UserError
 from nystra_bench.measure.statistics import Ratio, interquartile_range, paired_ratio
-from nystra_bench.sweep.cell import Cell, canonical_json
+from nystra_bench.sweep.cell import Cell, assignments, canonical_json
 from nystra_bench.sweep.store import Store
 
 logger = logging.getLogger("nystra_bench")
@@ -307,15 +307,6 @@ def _integers(values: pd.Series) -> pd.Series:
         return pd.to_numeric(values).astype("Int64")
     except (ValueError, TypeError):
         return values.astype(object)
-
-
-def assignments(params: dict) -> str:
-    """``name=value`` joined by a space, sorted by name."""
-    return " ".join(f"{name}={_short(params[name])}" for name in sorted(params))
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _configuration(cell: dict, names: dict[str, dict[str, str]]) -> dict:

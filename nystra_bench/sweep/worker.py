@@ -7,6 +7,7 @@ JSON object a line; while a timing runs it says nothing.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -95,6 +96,7 @@ class Worker:
         request = self.request
         torch.set_num_threads(request["device"]["threads"] or usable_cores())
         self.task = instantiate(request["task"])
+        self.largest_size = max(self.task.sizes(), key=math.prod)
         self.model = self._load_model(request["window"], request["position_bias"])
         is_native = request["position_bias"] == "native"
         self.native = self.model if is_native else self._load_model(None, "native")
@@ -191,9 +193,11 @@ class Worker:
         Raises:
             MemoryError: the largest image of the task needs more than is free.
         """
-        height, width = max(self.task.sizes(), key=lambda size: size[0] * size[1])
+        height, width = self.largest_size
+        if height * width < LARGE:
+            return
         free = memory.free_memory(self.device)
-        if height * width < LARGE or free is None or memory.available(self.device):
+        if free is None or memory.available(self.device):
             return
         tile = (self.request["tiling"] or {}).get("tile", max(height, width))
         seen = min(height, tile) * min(width, tile)

@@ -45,7 +45,7 @@ def worker(sizes, tiling=None):
     """The parts of a worker that ``check_memory`` looks at, around a small model."""
     model = SwinIR(SwinIRSpec(dim=8, depths=(2,), heads=(2,), window=8, mlp_ratio=1.0)).eval()
     it = SimpleNamespace(model=model, native=model, device="cpu", dtype=torch.float32, request={"tiling": tiling})
-    it.task = SimpleNamespace(sizes=lambda: sizes, channels=3)
+    it.task, it.largest_size = SimpleNamespace(channels=3), max(sizes)
     it.forward = lambda model, x: Worker._call(it, model, x)
     it._bytes_per_pixel = lambda model: Worker._bytes_per_pixel(it, model)
     return it
