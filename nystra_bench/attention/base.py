@@ -121,7 +121,10 @@ class Attention(nn.Module):
         return None
 
     def flops(self, windows: int, heads: int, tokens: int, dim: int, dim_v: int) -> int:
-        """Floating point operations of the matrix products of one call (a multiply-add counts as two)."""
+        """Floating point operations of the matrix products of one call (a multiply-add counts as two).
+
+        The windows have a position bias and no shift mask.
+        """
         raise NotImplementedError
 
 

@@ -1,8 +1,6 @@
-"""Position bias and shift mask for methods that never see an N x N matrix.
+"""Position bias and shift mask as features of the tokens, for methods that never see an N x N matrix.
 
-A landmark is an average of tokens, so its bias is the average of their biases: for pooled landmarks the position bias
-of a window is three small tables, exactly. For landmarks that differ from window to window, and for fused exact
-attention, the bias is factorised into features that stand beside those of the tokens: ``[Q F][K G]^T = Q K^T + B``.
+Columns beside the queries and keys, ``[Q F][K G]^T = Q K^T + B + M``, carry what a window adds to the logits.
 """
 
 from __future__ import annotations
@@ -19,12 +17,14 @@ EXACT_UP_TO = 512
 
 
 def bias_factors(bias: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """F, G of shape (H, N, rank), float32, with ``F G^T`` the best approximation of the bias (H, N, N) of that rank.
+    """F, G of shape (H, N, rank), float32, with ``F G^T`` the position bias (H, N, N) as softmax sees it.
 
-    Beyond ``EXACT_UP_TO`` tokens by a randomised SVD (Halko et al., arXiv 0909.4061) with a seed of its own, so that
-    the same bias has the same factors.
+    It is the best approximation of that rank of the bias less the mean of each row, which softmax over the row does not
+    see. Beyond ``EXACT_UP_TO`` tokens by a randomised SVD (Halko et al., arXiv 0909.4061) with a seed of its own, so
+    that the same bias has the same factors.
     """
     bias = bias.float()
+    bias = bias - bias.mean(-1, keepdim=True)
     rank = min(rank, bias.shape[-1])
     if bias.shape[-1] <= EXACT_UP_TO:
         u, s, vh = torch.linalg.svd(bias, full_matrices=False)
@@ -37,24 +37,20 @@ def bias_factors(bias: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return u[..., :rank] * root, v[..., :rank] * root
 
 
-def pooled_mask(regions: Tensor, pool: Callable[[Tensor], Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The shift mask between tokens and landmarks (nW, 1, N, m), among landmarks, and between landmarks and tokens.
+def mask_factors(regions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Columns for queries and for keys (nW, N, R) whose product is the shift mask: 0 within a region, -100 across.
 
-    Args:
-        regions: (nW, N).
-        pool: averages (..., N, d) over the landmarks' cells to (..., m, d).
-
-    It is 0 where both are in one region and -100 where they are not, as among tokens. A landmark whose cell lies across
-    regions is masked in part.
+    R is the largest number of regions in one window of ``regions`` (nW, N): four where a shift leaves a corner.
     """
-    numbers, index = regions.unique(return_inverse=True)
-    shares = pool((regions[..., None] == numbers).to(dtype)).transpose(-2, -1)
-    of_token = index[..., None].expand(-1, -1, shares.shape[-1])
-    left = MASKED * (1 - shares.gather(1, of_token))
-    return left[:, None], pool(left)[:, None], left.transpose(-2, -1)[:, None]
+    ordered, order = regions.sort(-1)
+    rank = torch.zeros_like(ordered)
+    rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(-1)
+    own = torch.empty_like(rank).scatter_(1, order, rank)
+    member = (own[..., None] == torch.arange(int(own.max()) + 1, device=own.device)).to(dtype)
+    return member, MASKED * (1 - member)
 
 
-def cached(window: Window, name: object, make):
+def cached(window: Window, name: object, make: Callable):
     """What ``make`` gives, made once a layer and window size."""
     if name not in window.cache:
         window.cache[name] = make()

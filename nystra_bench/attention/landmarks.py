@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,3 +39,11 @@ def pooled_landmarks(tokens: Tensor, height: int, width: int, landmarks: int) ->
     image = tokens.reshape(-1, height, width, dim).permute(0, 3, 1, 2)
     pooled = F.adaptive_avg_pool2d(image, (rows, columns))
     return pooled.permute(0, 2, 3, 1).reshape(*lead, landmarks, dim)
+
+
+def central_tokens(landmarks: int, height: int, width: int) -> Tensor:
+    """Numbers (landmarks,) int64 of the tokens in the middle of the landmark grid's cells; all differ."""
+    rows, columns = landmark_grid(landmarks)
+    y = (2 * torch.arange(rows) + 1) * height // (2 * rows)
+    x = (2 * torch.arange(columns) + 1) * width // (2 * columns)
+    return (y[:, None] * width + x).flatten()

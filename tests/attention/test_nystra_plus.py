@@ -9,9 +9,10 @@ from attention_references import random_qkv, relative_error
 from nystra_bench.attention.base import Window, region_mask
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.folded import FoldedAttention
-from nystra_bench.attention.folding import bias_factors, pooled_mask
-from nystra_bench.attention.landmarks import pooled_landmarks
+from nystra_bench.attention.folding import bias_factors, mask_factors
+from nystra_bench.attention.landmarks import central_tokens, pooled_landmarks
 from nystra_bench.attention.nystra_plus import NystraPlusAttention
+from nystra_bench.attention.pinv import razavi_pinv
 from nystra_bench.models.windows import bias_from_table, shift_regions
 
 SIDE, HEADS, DIM = 16, 2, 16
@@ -41,38 +42,25 @@ def smooth_qkv(windows, logits=3.0):
     return q * scale, k * scale, v
 
 
-def test_the_pooled_bias_is_the_bias_of_the_averaged_features():
-    bias = smooth_bias()
-    f, g = bias_factors(bias, TOKENS)
-    torch.testing.assert_close(f @ g.transpose(-2, -1), bias, rtol=1e-4, atol=1e-4)
-    attention = NystraPlusAttention(landmarks=16)
-    left, middle, right = attention._pooled_bias(torch.zeros(1), Window(SIDE, SIDE, lambda: bias))
-    f_marks, g_marks = (pooled_landmarks(x, SIDE, SIDE, 16) for x in (f, g))
-    for pooled, expected in ((left, f @ g_marks.mT), (middle, f_marks @ g_marks.mT), (right, f_marks @ g.mT)):
-        torch.testing.assert_close(pooled[0], expected, rtol=1e-3, atol=1e-3)
-
-
 def test_a_bias_of_low_rank_is_recovered_by_its_factors_whatever_the_window():
     for tokens in (64, 1024):  # a full SVD, and a randomised one
         rng = torch.Generator().manual_seed(tokens)
         bias = torch.randn(1, tokens, 4, generator=rng) @ torch.randn(1, 4, tokens, generator=rng)
         f, g = bias_factors(bias, 4)
         assert f.shape == g.shape == (1, tokens, 4)
-        assert relative_error(f @ g.mT, bias) < 1e-4
+        assert relative_error(f @ g.mT, bias - bias.mean(-1, keepdim=True)) < 1e-4
         again, _ = bias_factors(bias, 4)
         assert torch.equal(f, again)
 
 
-@pytest.mark.parametrize("landmarks", [4, 16, 64])
-def test_the_mask_of_landmarks_within_one_region_is_the_shift_mask(landmarks):
-    regions = shift_regions(2 * SIDE, 2 * SIDE, SIDE, SIDE // 2)
-    left, middle, right = pooled_mask(regions, lambda x: pooled_landmarks(x, SIDE, SIDE, landmarks), torch.float32)
-    mask = region_mask(regions)
-    pooled = pooled_landmarks(mask, SIDE, SIDE, landmarks)
-    torch.testing.assert_close(right[:, 0], pooled)
-    torch.testing.assert_close(left[:, 0], pooled.mT)
-    torch.testing.assert_close(middle[:, 0], pooled_landmarks(pooled.mT, SIDE, SIDE, landmarks))
-    assert set(left.unique().tolist()) == {0.0, -100.0}
+def test_the_columns_of_the_mask_multiply_to_the_shift_mask():
+    regions = shift_regions(3 * SIDE, 2 * SIDE, SIDE, SIDE // 2)
+    of_query, of_key = mask_factors(regions, torch.float32)
+    assert of_query.shape[-1] == 4  # the corner's window
+    assert torch.equal(of_query @ of_key.mT, region_mask(regions))
+    unsorted = torch.tensor([[7, -1, 7, 3], [2, 2, 2, 2]])
+    of_query, of_key = mask_factors(unsorted, torch.float32)
+    assert torch.equal(of_query @ of_key.mT, region_mask(unsorted))
 
 
 def test_tokens_do_not_see_other_regions():
@@ -84,33 +72,86 @@ def test_tokens_do_not_see_other_regions():
     assert weights[across].abs().max() < 1e-6
 
 
-def test_the_bias_brings_the_output_nearer_to_the_exact_one():
+@pytest.mark.parametrize("clustering", [0, 1, 2])
+def test_the_bias_brings_the_output_nearer_to_the_exact_one(clustering):
     q, k, v = smooth_qkv(2)
     exact = ExactAttention()(q, k, v, with_bias())
-    errors = {
-        rank: relative_error(NystraPlusAttention(bias_rank=rank)(q, k, v, with_bias()), exact) for rank in (0, 8, None)
-    }
-    assert errors[None] <= 1.05 * errors[8] < 0.6 * errors[0]
-    assert errors[None] < 0.3
+    methods = {rank: NystraPlusAttention(bias_rank=rank, clustering=clustering) for rank in (0, 2, 16)}
+    errors = {rank: relative_error(method(q, k, v, with_bias()), exact) for rank, method in methods.items()}
+    assert errors[16] < errors[2] < errors[0]
+    assert errors[16] < 0.6 * errors[0]
 
 
-@pytest.mark.parametrize("completion", [False, True])
-def test_more_landmarks_and_iterations_come_closer(completion):
+def test_more_landmarks_come_closer_and_all_of_them_are_exact_but_for_the_rank_of_the_bias():
     q, k, v = smooth_qkv(2)
     exact = ExactAttention()(q, k, v, with_bias())
-    settings = ((4, 2), (16, 6), (64, 12), (TOKENS, 30))
-    methods = [NystraPlusAttention(m, i, completion=completion) for m, i in settings]
+    methods = [NystraPlusAttention(m, bias_rank=TOKENS) for m in (4, 16, 64, TOKENS)]
     errors = [relative_error(method(q, k, v, with_bias()), exact) for method in methods]
     assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 0.03
+    assert errors[-1] < 1e-4
 
 
-def test_rows_sum_to_one_with_completion_even_without_iterations():
+def plain(q, k, v, bias, landmarks, iterations, clustering):
+    """The formula by loops over clusters, with the bias whole; for one window and head."""
+    centres = q.new_tensor(central_tokens(landmarks, SIDE, SIDE).tolist()).long()
+    extended = torch.cat([k, bias[1]], -1)  # G of the factors stands beside the keys
+    means = extended[centres]
+    for _ in range(clustering):
+        nearest = torch.cdist(extended, means).argmin(-1)
+        means = torch.stack([extended[nearest == c].mean(0) for c in range(landmarks)])
+    groups = [nearest == c for c in range(landmarks)]
+    sizes = q.new_tensor([float(g.sum()) for g in groups])
+    logits = q @ k.T + bias[0] @ bias[1].T
+    to_mean = torch.stack([logits[:, g].mean(1) for g in groups], 1) + sizes.log()
+    rows = torch.stack([to_mean[g].mean(0) for g in groups])
+    left, kernel = to_mean.softmax(-1), rows.softmax(-1)
+    right = torch.stack([logits[g].mean(0) for g in groups]).softmax(-1)
+    first = torch.stack([v[g].mean(0) for g in groups])
+    return left @ (first + razavi_pinv(kernel, iterations) @ (right @ v - kernel @ first))
+
+
+@pytest.mark.parametrize("clustering", [1, 3])
+def test_agrees_with_the_formula_by_loops(clustering):
+    q, k, v = (x.double() for x in smooth_qkv(1))
+    attention = NystraPlusAttention(landmarks=8, iterations=4, bias_rank=3, clustering=clustering)
+    out = attention(q, k, v, Window(SIDE, SIDE, lambda: smooth_bias().double()))
+    f, g = (x.double() for x in bias_factors(smooth_bias(), 3))
+    for head in range(HEADS):
+        expected = plain(q[0, head], k[0, head], v[0, head], (f[head], g[head]), 8, 4, clustering)
+        torch.testing.assert_close(out[0, head], expected, rtol=1e-4, atol=1e-4)  # the inverse is in float32
+
+
+def test_without_clustering_the_cells_of_the_grid_are_the_landmarks():
+    q, k, v = smooth_qkv(1)
+    attention = NystraPlusAttention(landmarks=6, clustering=0)  # 2 x 3 does not divide 16 x 16
+    window = Window(SIDE, SIDE)
+    features = attention._features(q, k, v, window)
+    pooled = attention._clusters(features, window) @ features.k
+    torch.testing.assert_close(pooled.view(1, HEADS, 6, DIM), pooled_landmarks(k, SIDE, SIDE, 6))
+
+
+def test_a_cluster_that_loses_all_its_tokens_is_ignored():
+    q, k, v = smooth_qkv(2)
+    few = k[:, :, :1] * torch.tensor([1.0, 2.0, 3.0]).repeat(TOKENS // 3 + 1)[:TOKENS, None]
+    for clustering in (1, 2, 4):
+        attention = NystraPlusAttention(landmarks=16, clustering=clustering)
+        out = attention(q, few, v, Window(SIDE, SIDE))
+        assert out.isfinite().all()
+        ones = attention(q, few, torch.ones_like(v), Window(SIDE, SIDE))
+        torch.testing.assert_close(ones, torch.ones_like(v), rtol=0, atol=1e-4)
+
+
+def test_rows_sum_to_one_whatever_the_inverse_is():
     q, k, _ = random_qkv(2, HEADS, TOKENS, DIM)
-    completed = NystraPlusAttention(iterations=0, completion=True).matrix(q, k, with_bias()).sum(-1)
-    torch.testing.assert_close(completed, torch.ones_like(completed), rtol=0, atol=1e-4)
-    plain = NystraPlusAttention(iterations=0).matrix(q, k, with_bias()).sum(-1)
-    assert (plain - 1).abs().max() > 0.01
+    for iterations in (0, 1, 6):
+        sums = NystraPlusAttention(iterations=iterations).matrix(q, k, with_bias()).sum(-1)
+        torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-4)
+
+
+def test_gradients_pass_through():
+    q, k, v = (x.requires_grad_() for x in smooth_qkv(1))
+    NystraPlusAttention()(q, k, v, with_bias()).square().sum().backward()
+    assert all(x.grad.isfinite().all() and x.grad.abs().sum() > 0 for x in (q, k, v))
 
 
 def test_the_bias_is_asked_for_once_a_layer_and_window():
@@ -135,7 +176,12 @@ def test_folded_attention_is_exact_attention_with_the_reduced_bias():
 
 @pytest.mark.parametrize(
     ("parameters", "named"),
-    [({"landmarks": 0}, "landmarks=0"), ({"iterations": -1}, "iterations=-1"), ({"bias_rank": -1}, "bias_rank=-1")],
+    [
+        ({"landmarks": 0}, "landmarks=0"),
+        ({"iterations": -1}, "iterations=-1"),
+        ({"bias_rank": -1}, "bias_rank=-1"),
+        ({"clustering": -1}, "clustering=-1"),
+    ],
 )
 def test_parameters_out_of_range_are_refused(parameters, named):
     with pytest.raises(ValueError, match=named):
