@@ -99,6 +99,30 @@ class Attention(nn.Module):
     exact_with_all_landmarks: ClassVar[bool] = False
     """Whether the method is exact where every token is a landmark and the kernel is well-conditioned."""
 
+    calibration_images: int = 0
+    """How many images the method wants to see before it is used; a parameter may set it."""
+
+    def calibrate(self, sites: dict[str, nn.Module], restore: Callable[[Tensor], Tensor], images: list[Tensor]) -> dict:
+        """Fit the method to a model, without training and without clean images.
+
+        Args:
+            sites: the places of the attentions, by layer name.
+            restore: the model.
+            images: ``calibration_images`` of its inputs, (1, C, height, width), or fewer where there are not so many.
+
+        Returns:
+            What is recorded with every result: plain JSON.
+        """
+        return {}
+
+    def at_layer(self, name: str) -> Attention:
+        """What stands in the layer of this name; one object for all layers, unless a method says otherwise.
+
+        Raises:
+            ValueError: the method has to be calibrated first.
+        """
+        return self
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         """Attend within windows.
 

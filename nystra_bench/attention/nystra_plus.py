@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 
 from nystra_bench.attention.base import Attention, Window
+from nystra_bench.attention.calibration import choose
 from nystra_bench.attention.folding import bias_factors, cached, mask_factors
 from nystra_bench.attention.landmarks import central_tokens, pooled_landmarks, refuses_landmarks
 from nystra_bench.attention.nystra import check_counts
 from nystra_bench.attention.pinv import razavi_pinv
+
+CALIBRATION_IMAGES = 2
+LANDMARKS = (4, 8, 16, 32, 64)
+BIAS_RANKS = (2, 8, 24)
+"""What a target deviation chooses from."""
 
 
 class NystraPlusAttention(Attention):
@@ -36,6 +42,9 @@ class NystraPlusAttention(Attention):
         clustering: steps of Lloyd's k-means on the keys, from the tokens in the middle of a grid's cells; 0 takes the
             cells themselves, as PnP-Nystra does.
 
+        target_deviation: PSNR in dB that the output is to keep with that of exact attention. Landmarks and rank are
+            then chosen for each layer on a few images (``calibration.choose``), the other parameters as they are.
+
     Raises:
         ValueError: a parameter is out of its range.
     """
@@ -46,7 +55,14 @@ class NystraPlusAttention(Attention):
     rows_sum_to_one = True
     exact_with_all_landmarks = True
 
-    def __init__(self, landmarks: int = 16, iterations: int = 6, bias_rank: int = 8, clustering: int = 1):
+    def __init__(
+        self,
+        landmarks: int = 16,
+        iterations: int = 6,
+        bias_rank: int = 8,
+        clustering: int = 1,
+        target_deviation: float | None = None,
+    ):
         super().__init__()
         check_counts(landmarks=(landmarks, 1), iterations=(iterations, 0))
         check_counts(bias_rank=(bias_rank, 0), clustering=(clustering, 0))
@@ -54,9 +70,35 @@ class NystraPlusAttention(Attention):
         self.iterations = iterations
         self.bias_rank = bias_rank
         self.clustering = clustering
+        if target_deviation is not None and not 0 < target_deviation < 200:
+            raise ValueError(f"target_deviation={target_deviation} is out of range: accepted are 0 to 200 dB, or null")
+        self.target_deviation = target_deviation
+        self.calibration_images = 0 if target_deviation is None else CALIBRATION_IMAGES
+        self._by_layer: dict[str, Attention] = {}
 
     def refuses(self, height: int, width: int) -> str | None:
-        return refuses_landmarks(self.landmarks, height, width)
+        return refuses_landmarks(self.landmarks, height, width) if self.target_deviation is None else None
+
+    def calibrate(self, sites, restore, images) -> dict:
+        if self.target_deviation is None:
+            return {}
+        candidates = {
+            f"landmarks={landmarks} bias_rank={rank}": NystraPlusAttention(
+                landmarks, self.iterations, rank, self.clustering
+            )
+            for landmarks in LANDMARKS
+            for rank in BIAS_RANKS
+        }
+        choice = choose(sites, restore, images, candidates, self.target_deviation)
+        self._by_layer = choice.by_layer
+        return choice.record
+
+    def at_layer(self, name: str) -> Attention:
+        if self.target_deviation is None:
+            return self
+        if name not in self._by_layer:
+            raise ValueError(f"target_deviation={self.target_deviation} needs the method to be calibrated first")
+        return self._by_layer[name]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         features = self._features(q, k, v, window)

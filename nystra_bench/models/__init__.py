@@ -11,9 +11,17 @@ from torch import nn
 
 from nystra_bench.configuration import BIAS_MODES, Catalogue, configs_folder, instantiate
 from nystra_bench.errors import UserError, unknown
-from nystra_bench.models.windows import attention_sites, plug, unplug
+from nystra_bench.models.windows import attention_sites, calibrate, named_attention_sites, plug, unplug
 
-__all__ = ["attention_sites", "load_configured", "load_model", "plug", "unplug"]
+__all__ = [
+    "attention_sites",
+    "calibrate",
+    "load_configured",
+    "load_model",
+    "named_attention_sites",
+    "plug",
+    "unplug",
+]
 
 
 def load_model(

@@ -170,28 +170,41 @@ class WindowAttention(nn.Module):
 
 def attention_sites(model: nn.Module) -> list[WindowAttention]:
     """All places of a model whose attention can be replaced, in the order of the forward pass."""
-    return [module for module in model.modules() if isinstance(module, WindowAttention)]
+    return list(named_attention_sites(model).values())
+
+
+def named_attention_sites(model: nn.Module) -> dict[str, WindowAttention]:
+    """All places of a model whose attention can be replaced, by their layers' names, in the order of definition."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, WindowAttention)}
 
 
 def plug(model: nn.Module, attention: Attention) -> nn.Module:
     """Replace every attention of the model, in place, by this one; returns the model.
 
     Raises:
-        ValueError: the model has no windowed attention, or the attention refuses its windows. Nothing is
-            replaced then.
+        ValueError: the model has no windowed attention, or the attention refuses its windows or has not been
+            calibrated. Nothing is replaced then.
     """
-    sites = attention_sites(model)
+    sites = named_attention_sites(model)
     if not sites:
         raise ValueError(f"{type(model).__name__} has no windowed attention to replace")
-    for site in sites:
-        reason = attention.refuses(site.size, site.size)
+    device = next(model.parameters()).device
+    placed = {name: attention.at_layer(name).to(device).train(model.training) for name in sites}
+    for name, site in sites.items():
+        reason = placed[name].refuses(site.size, site.size)
         if reason:
             raise ValueError(f"{type(attention).__name__} cannot work here: {reason}")
-    device = next(model.parameters()).device
-    attention = attention.to(device).train(model.training)
-    for site in sites:
-        site.attention = attention
+    for name, site in sites.items():
+        site.attention = placed[name]
     return model
+
+
+def calibrate(model: nn.Module, attention: Attention, images: list[Tensor], restore=None) -> dict:
+    """Fit an attention to a model on some of its inputs, before it is plugged in; returns what is recorded.
+
+    ``restore`` is what maps an input to its output where that is not the model itself.
+    """
+    return attention.calibrate(named_attention_sites(model), restore or model, images)
 
 
 def unplug(model: nn.Module) -> nn.Module:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nystra_bench.attention.base import Attention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.configuration import instantiate
 from nystra_bench.measure import memory
@@ -33,7 +34,7 @@ from nystra_bench.measure.flops import count_flops
 from nystra_bench.measure.spectrum import SpectrumProbe
 from nystra_bench.measure.timer import Clock, Entry, Timing, expected_s, instability, run_rounds, warm_up
 from nystra_bench.metrics.base import Accumulator, Metric, SetMetric
-from nystra_bench.models import attention_sites, load_configured, plug
+from nystra_bench.models import attention_sites, calibrate, load_configured, named_attention_sites, plug
 from nystra_bench.models.tiling import restore_in_tiles
 from nystra_bench.sweep.cell import Cell, canonical_json
 from nystra_bench.sweep.inspection import own_stdout
@@ -60,6 +61,7 @@ class Job:
         self.cell = Cell(cell)
         self.config = attention
         self.attention = instantiate(attention)
+        self.calibration: dict | None = None
 
 
 def status_of(error: BaseException) -> str:
@@ -124,12 +126,34 @@ class Worker:
             for job in self.jobs:
                 self.fail(job, error)
             return
+        self.calibrate()
         measures = {"latency": self.measure_latency, "memory": self.measure_memory, "quality": self.measure_quality}
         measures |= {"bound": self.measure_bound}
         for measure, run in measures.items():
             jobs = [job for job in self.jobs if job.cell.measure == measure]
             if jobs:
                 run(jobs)
+
+    def calibrate(self) -> None:
+        """Let the methods that ask for images see them, once a session each; the jobs of those that fail are done."""
+        waiting = [job for job in self.jobs if job.attention.calibration_images]
+        for key in dict.fromkeys(canonical_json(job.config) for job in waiting):
+            same = [job for job in waiting if canonical_json(job.config) == key]
+            self.tell_start(same)
+            try:
+                record = self._calibrated(same[0].attention)
+                for job in same:
+                    job.attention, job.calibration = same[0].attention, record
+            except Exception as error:
+                for job in same:
+                    self.fail(job, error)
+                self.jobs = [job for job in self.jobs if job not in same]
+
+    def _calibrated(self, attention: Attention) -> dict:
+        samples, measured = self.task.calibration(attention.calibration_images)
+        images = [self._tensor(sample.degraded) for sample in samples]
+        record = calibrate(self.model, attention, images, lambda image: self.forward(self.model, image))
+        return record | {"images": [sample.id for sample in samples], "measured_too": measured}
 
     def tell_start(self, jobs: list[Job], silent_s: float = 0.0) -> None:
         """Say what comes next, and how long nothing more will be said; the parent has drawn it when this returns."""
@@ -140,7 +164,7 @@ class Worker:
     def save(self, job: Job, value: dict, started: float, reason: str | None = None, attach=None) -> None:
         self.store.save(
             job.cell,
-            value,
+            value | ({"calibration": job.calibration} if job.calibration else {}),
             attach=attach,
             status="unstable" if reason else "done",
             reason=reason,
@@ -159,9 +183,7 @@ class Worker:
         text = "".join(traceback.format_exception(error))
         print(f"{job.cell.describe()}\n{text}", file=sys.stderr, flush=True)
         self.store.fail(job.cell, status_of(error), reason_of(error), text)
-        self._tell(
-            {"event": "failed", "key": job.cell.key, "status": status_of(error), "reason": reason_of(error)}
-        )
+        self._tell({"event": "failed", "key": job.cell.key, "status": status_of(error), "reason": reason_of(error)})
 
     @torch.inference_mode()
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:
@@ -350,10 +372,9 @@ class Worker:
         """
         started = time.perf_counter()
         sample = next(iter(self.task.samples()))
-        names = {module: name for name, module in self.model.named_modules()}
         probes = {}
-        for seed, site in enumerate(attention_sites(self.model)):
-            probes[names[site]] = site.attention = SpectrumProbe(job.attention, seed)
+        for seed, (name, site) in enumerate(named_attention_sites(self.model).items()):
+            probes[name] = site.attention = SpectrumProbe(job.attention.at_layer(name), seed)
         self.forward(self.model, self._tensor(sample.degraded))
         layers = [{"layer": name, "windows": p.chosen, "values": p.by_head()} for name, p in probes.items()]
         height, width = sample.degraded.shape[:2]

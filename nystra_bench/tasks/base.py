@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from nystra_bench.metrics.conventions import RGB8, Convention
-from nystra_bench.tasks.datasets import BUNDLED, digest, pictures
+from nystra_bench.tasks.datasets import BUNDLED, Picture, central, digest, pictures
 from nystra_bench.tasks.degradations import generator
 
 
@@ -21,6 +22,10 @@ class Sample:
     id: str
     degraded: np.ndarray
     clean: np.ndarray
+
+
+CALIBRATION_CROP = 128
+"""Side in pixels of the images that methods are calibrated on."""
 
 
 class Task:
@@ -49,6 +54,13 @@ class Task:
     def samples(self) -> Iterator[Sample]:
         """The samples, the same ones in whatever order and process they are made."""
         raise NotImplementedError
+
+    def calibration(self, count: int) -> tuple[list[Sample], bool]:
+        """Samples, at most ``count``, that a method may be calibrated on, and whether they are measured, too.
+
+        They are central squares, small, and not among the task's samples where there are others.
+        """
+        return [_small(sample, self.scale) for sample in islice(self.samples(), count)], True
 
     def sizes(self) -> list[tuple[int, int]]:
         """Height and width of each sample's degraded image; tasks that can tell without making it say so."""
@@ -105,11 +117,18 @@ class SyntheticTask(Task):
         return self.images if self.images in BUNDLED else Path(self.images).expanduser().resolve().name
 
     def samples(self) -> Iterator[Sample]:
-        for picture in self.pictures:
-            clean = self.prepare(picture.read().astype(np.float32) / 255)
-            rng = generator(self.seeded_as, picture.id, self.seed)
-            depth = picture.depth() if picture.depth else None
-            yield Sample(picture.id, self.degrade(clean, rng, depth), clean)
+        return map(self._sample, self.pictures)
+
+    def _sample(self, picture: Picture) -> Sample:
+        clean = self.prepare(picture.read().astype(np.float32) / 255)
+        rng = generator(self.seeded_as, picture.id, self.seed)
+        depth = picture.depth() if picture.depth else None
+        return Sample(picture.id, self.degrade(clean, rng, depth), clean)
+
+    def calibration(self, count: int) -> tuple[list[Sample], bool]:
+        measured = {picture.id for picture in self.pictures}
+        others = [p for p in pictures(self.images, None, CALIBRATION_CROP) if p.id not in measured][:count]
+        return ([self._sample(picture) for picture in others], False) if others else super().calibration(count)
 
     def sizes(self) -> list[tuple[int, int]]:
         return [self.degraded_size(*picture.size()) for picture in self.pictures]
@@ -119,3 +138,10 @@ class SyntheticTask(Task):
 
     def digest(self) -> str:
         return digest(self.pictures)
+
+
+def _small(sample: Sample, scale: int) -> Sample:
+    """The central square of a sample, with the part of the clean image that belongs to it."""
+    box = central(sample.degraded.shape[:2], CALIBRATION_CROP // scale)
+    clean = tuple(slice(part.start * scale, part.stop * scale) for part in box)
+    return Sample(sample.id, sample.degraded[box], sample.clean[clean])

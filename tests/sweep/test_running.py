@@ -96,3 +96,13 @@ def test_a_second_run_starts_no_worker(finished, monkeypatch):
     # A measured cell that is unstable is measured again only where that is asked for.
     unstable = [r["key"] for r in finished.stored() if r["status"] == "unstable"]
     assert f"{len(unstable)} to measure" in finished("mode=plan", "retry=[unstable]").out
+
+
+def test_a_calibrated_method_is_fitted_in_every_session_and_says_how(bench):
+    words = ["attention=[nystra_plus]", "attention.target_deviation=20", "position_bias=native", "figures=[]"]
+    assert bench(*words, "measure=[latency,quality]").code == 0
+    records = [r["value"]["calibration"] for r in bench.stored()]
+    assert len(records) == 2
+    assert records[0]["layers"] == records[1]["layers"]
+    assert all(r["target_deviation"] == 20 and r["images"] for r in records)
+    assert all(r["deviation"] is None or r["deviation"] >= 20 for r in records)

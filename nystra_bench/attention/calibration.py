@@ -1,0 +1,161 @@
+"""Which method a layer gets: the least work with which a model's output stays as near to the original as is asked."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from nystra_bench.attention.base import Attention, Window
+from nystra_bench.attention.sdpa import FusedAttention
+
+
+@dataclass
+class Option:
+    """A method in a layer: its operations, and what it alone does to the output (mean squared error, 0 to 1)."""
+
+    label: str
+    attention: Attention
+    flops: int
+    error: float
+
+
+@dataclass
+class Choice:
+    """What ``choose`` found: the attention of each layer, and what is recorded of it (plain JSON)."""
+
+    by_layer: dict[str, Attention] = field(default_factory=dict)
+    record: dict = field(default_factory=dict)
+
+
+class Recorder(Attention):
+    """Exact attention that keeps the shapes it is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.original = FusedAttention()
+        self.calls: list[tuple[int, ...]] = []
+        self.sizes: set[tuple[int, int]] = set()
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
+        self.calls.append((q.shape[0], q.shape[1], q.shape[2], q.shape[3], v.shape[3]))
+        self.sizes.add((window.height, window.width))
+        return self.original(q, k, v, window)
+
+    def flops(self, attention: Attention) -> int:
+        return sum(attention.flops(*call) for call in self.calls)
+
+
+@torch.inference_mode()
+def choose(
+    sites: dict[str, nn.Module],
+    restore: Callable[[Tensor], Tensor],
+    images: list[Tensor],
+    candidates: dict[str, Attention],
+    target_deviation: float,
+) -> Choice:
+    """Choose a candidate for each layer such that all layers together reach the target on these images.
+
+    Every candidate is tried in every layer alone. From the cheapest everywhere on, layers are upgraded one by one,
+    always where an operation more takes away most error; of the states on this path the first is taken that reaches
+    the target, which is measured with all layers in place. Fused exact attention is the last candidate of every layer,
+    so every target is reached. No weight is trained, and no clean image is looked at.
+
+    Args:
+        sites: the places of the attentions (with ``.attention``), by layer name; they have their attentions back after.
+        restore: the model.
+        images: its inputs, (1, C, height, width).
+        candidates: methods by what they are called in the record.
+        target_deviation: PSNR in dB between the outputs and those of exact attention, both clipped to 0..1.
+
+    Raises:
+        ValueError: there are no images.
+    """
+    if not images:
+        raise ValueError(f"target_deviation={target_deviation} needs images to calibrate on, and the task has none")
+    started = time.perf_counter()
+    before = {name: site.attention for name, site in sites.items()}
+    try:
+        recorders = {name: Recorder() for name in sites}
+        _place(sites, recorders)
+        references = [restore(image).clamp(0, 1) for image in images]
+
+        def error(attentions: dict[str, Attention]) -> float:
+            _place(sites, attentions)
+            errors = [
+                (restore(x).clamp(0, 1) - y).square().mean().item() for x, y in zip(images, references, strict=True)
+            ]
+            return max(sum(errors) / len(errors), torch.finfo(torch.float32).tiny)
+
+        exact = FusedAttention()
+        everywhere = dict.fromkeys(sites, exact)
+        options = {}
+        for name, recorder in recorders.items():
+            usable = {label: a for label, a in candidates.items() if not any(a.refuses(*s) for s in recorder.sizes)}
+            tried = [Option(label, a, recorder.flops(a), error({**everywhere, name: a})) for label, a in usable.items()]
+            options[name] = _worthwhile([*tried, Option("exact", exact, recorder.flops(exact), 0.0)])
+        state, measured = _first_that_reaches(
+            _upgrades(options), lambda s: error({n: o.attention for n, o in s.items()}), 10 ** (-target_deviation / 10)
+        )
+    finally:
+        _place(sites, before)
+    return Choice(
+        {name: option.attention for name, option in state.items()},
+        {
+            "target_deviation": target_deviation,
+            # of all layers together on these images; None where every layer is exact
+            "deviation": -10 * math.log10(measured) if measured else None,
+            "gflops": sum(option.flops for option in state.values()) / 1e9,
+            "seconds": round(time.perf_counter() - started, 2),
+            "layers": {name: option.label for name, option in state.items()},
+        },
+    )
+
+
+def _place(sites: dict[str, nn.Module], attentions: dict[str, Attention]) -> None:
+    for name, site in sites.items():
+        site.attention = attentions[name]
+
+
+def _worthwhile(options: list[Option]) -> list[Option]:
+    """By rising cost, those that no cheaper one equals."""
+    kept: list[Option] = []
+    for option in sorted(options, key=lambda o: (o.flops, o.error)):
+        if not kept or option.error < kept[-1].error:
+            kept.append(option)
+    return kept
+
+
+def _upgrades(options: dict[str, list[Option]]) -> list[dict[str, Option]]:
+    """The states from the cheapest to the dearest, each with one layer more upgraded."""
+    state = {name: of_layer[0] for name, of_layer in options.items()}
+    path = [state]
+    while True:
+        steps = [
+            ((state[name].error - option.error) / (option.flops - state[name].flops), name, option)
+            for name, of_layer in options.items()
+            for option in of_layer
+            if option.error < state[name].error
+        ]
+        if not steps:
+            return path
+        _, name, option = max(steps, key=lambda step: step[0])
+        state = {**state, name: option}
+        path.append(state)
+
+
+def _first_that_reaches(path: list[dict], error: Callable[[dict], float], allowed: float) -> tuple[dict, float]:
+    """By bisection, as errors fall along the path; the last state, which is exact, needs no trial."""
+    low, high, measured = 0, len(path) - 1, 0.0
+    while low < high:
+        middle = (low + high) // 2
+        found = error(path[middle])
+        if found <= allowed:
+            high, measured = middle, found
+        else:
+            low = middle + 1
+    return path[high], measured
