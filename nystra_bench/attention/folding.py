@@ -1,7 +1,4 @@
-"""Position bias and shift mask as features of the tokens, for methods that never see an N x N matrix.
-
-Columns beside the queries and keys, ``[Q F][K G]^T = Q K^T + B + M``, carry what a window adds to the logits.
-"""
+"""The position bias as features of the tokens, ``[Q F][K G]^T = Q K^T + B``, for what never sees an N x N matrix."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nystra_bench.attention.base import MASKED, Window
+from nystra_bench.attention.base import Window
 
 EXACT_UP_TO = 512
 """Tokens up to which the bias is factorised by a full SVD; a randomised one beyond."""
@@ -35,19 +32,6 @@ def bias_factors(bias: Tensor, rank: int) -> tuple[Tensor, Tensor]:
             u, s, v = torch.svd_lowrank(bias, q=min(rank + 8, bias.shape[-1]), niter=4)
     root = s[..., None, :rank].sqrt()
     return u[..., :rank] * root, v[..., :rank] * root
-
-
-def mask_factors(regions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Columns for queries and for keys (nW, N, R) whose product is the shift mask: 0 within a region, -100 across.
-
-    R is the largest number of regions in one window of ``regions`` (nW, N): four where a shift leaves a corner.
-    """
-    ordered, order = regions.sort(-1)
-    rank = torch.zeros_like(ordered)
-    rank[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(-1)
-    own = torch.empty_like(rank).scatter_(1, order, rank)
-    member = (own[..., None] == torch.arange(int(own.max()) + 1, device=own.device)).to(dtype)
-    return member, MASKED * (1 - member)
 
 
 def cached(window: Window, name: object, make: Callable):

@@ -31,14 +31,9 @@ def pooled_landmarks(tokens: Tensor, height: int, width: int, landmarks: int) ->
     PnP-Nystra (arXiv 2506.08520), section III. Cells overlap only where the grid does not divide the window,
     as in adaptive average pooling.
     """
-    rows, columns = landmark_grid(landmarks)
-    lead, dim = tokens.shape[:-2], tokens.shape[-1]
-    if height % rows == 0 and width % columns == 0:
-        cells = tokens.reshape(*lead, rows, height // rows, columns, width // columns, dim)
-        return cells.mean((-4, -2)).flatten(-3, -2)
-    image = tokens.reshape(-1, height, width, dim).permute(0, 3, 1, 2)
-    pooled = F.adaptive_avg_pool2d(image, (rows, columns))
-    return pooled.permute(0, 2, 3, 1).reshape(*lead, landmarks, dim)
+    image = tokens.reshape(-1, height, width, tokens.shape[-1]).permute(0, 3, 1, 2)
+    pooled = F.adaptive_avg_pool2d(image, landmark_grid(landmarks))
+    return pooled.permute(0, 2, 3, 1).reshape(*tokens.shape[:-2], landmarks, -1)
 
 
 def central_tokens(landmarks: int, height: int, width: int) -> Tensor:
@@ -47,3 +42,9 @@ def central_tokens(landmarks: int, height: int, width: int) -> Tensor:
     y = (2 * torch.arange(rows) + 1) * height // (2 * rows)
     x = (2 * torch.arange(columns) + 1) * width // (2 * columns)
     return (y[:, None] * width + x).flatten()
+
+
+def every_other_token(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Those of (..., N, d) in every other row and column, from the second on; a line that is alone stays."""
+    first = min(1, height - 1), min(1, width - 1)
+    return tokens.unflatten(-2, (height, width))[..., first[0] :: 2, first[1] :: 2, :].flatten(-3, -2)

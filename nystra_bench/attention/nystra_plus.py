@@ -1,23 +1,34 @@
-"""nystra_plus: attention to clusters of keys, corrected by a Nyström step; bias and mask ride along as features."""
+"""nystra_plus: attention to clusters of keys, corrected by a Nyström step, with the position bias as features."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.calibration import choose
-from nystra_bench.attention.folding import bias_factors, cached, mask_factors
-from nystra_bench.attention.landmarks import central_tokens, pooled_landmarks, refuses_landmarks
+from nystra_bench.attention.folding import bias_factors, cached
+from nystra_bench.attention.landmarks import central_tokens, every_other_token, pooled_landmarks, refuses_landmarks
 from nystra_bench.attention.nystra import check_counts
 from nystra_bench.attention.pinv import razavi_pinv
+
+LANDMARKS_FROM = ("clusters", "cells")
 
 CALIBRATION_IMAGES = 2
 LANDMARKS = (4, 8, 16, 32, 64)
 BIAS_RANKS = (2, 8, 24)
 """What a target deviation chooses from."""
+
+APART = -1e4
+"""Logit between tokens and clusters of different regions: as good as minus infinity, and finite in float16, too."""
+
+FAINT = -60.0
+"""Logits below the row's largest are raised to this: weights of 1e-26 are as good as none, and the subnormal numbers
+that smaller ones become are many times slower on CPUs."""
+
 
 
 class NystraPlusAttention(Attention):
@@ -32,16 +43,18 @@ class NystraPlusAttention(Attention):
       PnP-Nystra (arXiv 2506.08520) with softmax factors, as in Nyströmformer (arXiv 2102.03902).
 
     Whatever P is, the rows of the whole sum to one: neither guard nor division is needed. With all tokens as landmarks
-    it is exact attention. Position bias and shift mask are folded into the features, so that clusters, landmarks and
-    factors all know them; the factors of the bias are made once a layer and window size.
+    it is exact attention. The position bias is folded into the features, ``[Q F][K G]^T = Q K^T + B``, so that
+    clusters, landmarks and factors all know it; F and G are made once a layer and window size. In shifted windows each
+    cluster lies in one region, that of the token it starts from, and is masked like it. A region in which no cluster
+    starts is not kept apart; a grid of landmarks with at least two rows and two columns leaves none.
 
     Args:
         landmarks: m, the number of clusters.
         iterations: steps of the pseudo-inverse's iteration.
         bias_rank: r, the number of features that stand for the position bias; 0 leaves it out.
-        clustering: steps of Lloyd's k-means on the keys, from the tokens in the middle of a grid's cells; 0 takes the
-            cells themselves, as PnP-Nystra does.
-
+        landmarks_from: ``clusters`` of the keys with their features, or ``cells`` of a grid, as in PnP-Nystra.
+        clustering: steps of Lloyd's k-means on every other row and column of tokens, from the tokens in the middle of a
+            grid's cells, before all tokens join their nearest cluster.
         target_deviation: PSNR in dB that the output is to keep with that of exact attention. Landmarks and rank are
             then chosen for each layer on a few images (``calibration.choose``), the other parameters as they are.
 
@@ -49,7 +62,7 @@ class NystraPlusAttention(Attention):
         ValueError: a parameter is out of its range.
     """
 
-    version = "2"
+    version = "3"
     uses_bias = True
     uses_mask = True
     rows_sum_to_one = True
@@ -60,7 +73,8 @@ class NystraPlusAttention(Attention):
         landmarks: int = 16,
         iterations: int = 6,
         bias_rank: int = 8,
-        clustering: int = 1,
+        landmarks_from: str = "clusters",
+        clustering: int = 2,
         target_deviation: float | None = None,
     ):
         super().__init__()
@@ -69,6 +83,10 @@ class NystraPlusAttention(Attention):
         self.landmarks = landmarks
         self.iterations = iterations
         self.bias_rank = bias_rank
+        if landmarks_from not in LANDMARKS_FROM:
+            accepted = ", ".join(LANDMARKS_FROM)
+            raise ValueError(f"landmarks_from={landmarks_from} is unknown: accepted are {accepted}")
+        self.landmarks_from = landmarks_from
         self.clustering = clustering
         if target_deviation is not None and not 0 < target_deviation < 200:
             raise ValueError(f"target_deviation={target_deviation} is out of range: accepted are 0 to 200 dB, or null")
@@ -84,7 +102,7 @@ class NystraPlusAttention(Attention):
             return {}
         candidates = {
             f"landmarks={landmarks} bias_rank={rank}": NystraPlusAttention(
-                landmarks, self.iterations, rank, self.clustering
+                landmarks, self.iterations, rank, self.landmarks_from, self.clustering
             )
             for landmarks in LANDMARKS
             for rank in BIAS_RANKS
@@ -101,118 +119,153 @@ class NystraPlusAttention(Attention):
         return self._by_layer[name]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
-        features = self._features(q, k, v, window)
-        shares = self._clusters(features, window)  # (b, m, N): of each cluster's mean, by token
-        means = features.like(shares @ features.all)
-        largest = shares.amax(-1, keepdim=True)
-        log_sizes = (-largest.log()).masked_fill(largest == 0, float("-inf"))  # nobody attends to an empty cluster
+        batch, heads = q.shape[:2]
+        # Heads first: all windows of a head share the bias, so its part of the logits is one matrix product a head.
+        q, k, v = (x.transpose(0, 1).contiguous().flatten(0, 1) for x in (q, k, v))
+        f, g = self._bias_features(window, heads, q)
+        centres = self._centres(window, q.device)
+        mask = _mask(window, centres, q.dtype)
+        queries, keys = Tokens(q, f, mask), Tokens(k, g, mask)
 
-        # The column of ones between keys and queries takes the clusters' sizes, and nothing at U.
-        k_marks = torch.cat([log_sizes, means.k], -1).transpose(-2, -1)
-        q_marks = torch.cat([means.q, torch.zeros_like(log_sizes)], -1)
-        correct = (q_marks @ features.k_one.transpose(-2, -1)).softmax(-1) @ features.v
+        shares, sizes = self._clusters(keys, centres, window)
+        k_marks, g_marks = keys.means(shares)
+        q_marks, f_marks = queries.means(shares)
+        v_marks = by_rows(shares, v)
+        log_sizes = sizes.log()  # nobody attends to an empty cluster
+        zero, one = torch.zeros_like(sizes), torch.ones_like(sizes)
+        g_marks = torch.cat([g_marks, log_sizes], -1)
 
-        ones = torch.ones_like(log_sizes)
-        kernel = (torch.cat([ones, means.q], -1).float() @ k_marks.float()).softmax(-1)
-        residual = correct.float() - kernel @ means.v.float()
-        values = means.v + (razavi_pinv(kernel, self.iterations) @ residual).to(v.dtype)
+        correct = by_rows(keys.logits(q_marks, torch.cat([f_marks, zero], -1)).softmax(-1), v)
+        kernel = torch.cat([q_marks, f_marks, one], -1).float() @ torch.cat([k_marks, g_marks], -1).float().mT
+        if mask is not None:
+            kernel.view(-1, len(mask), *kernel.shape[1:]).add_(mask[..., centres])
+        kernel = kernel.softmax(-1)
+        residual = correct.float() - kernel @ v_marks.float()
+        values = v_marks + (razavi_pinv(kernel, self.iterations) @ residual).to(v.dtype)
 
-        # softmax(logits) @ values in place, the sums as one more column: as much memory is moved as need be.
-        logits = features.one_q @ k_marks
-        weights = logits.sub_(logits.detach().amax(-1, keepdim=True)).exp_()
-        out = weights @ torch.cat([values, ones], -1)
-        return (out[..., :-1] / out[..., -1:]).view(v.shape)
+        weights = queries.logits(k_marks, g_marks)
+        weights = weights.sub_(weights.detach().amax(1, keepdim=True)).clamp_(min=FAINT).exp_()
+        out = torch.cat([values, one], -1).mT @ weights  # softmax(logits) @ values, the sums as one more row
+        out = out[:, :-1] / out[:, -1:]
+        return out.view(heads, batch, *out.shape[1:]).permute(1, 0, 3, 2)
 
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
         eye = torch.eye(window.tokens, dtype=q.dtype, device=q.device)
         return self.forward(q, k, eye.expand(*q.shape[:-2], -1, -1), window)
 
-    def _features(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Features:
-        """Values, keys and queries of the windows' tokens side by side, the latter two with bias and mask."""
-        keys, queries = [v, k], [q]
-        if window.has_bias and self.bias_rank:
-            f, g = cached(window, ("factors", self.bias_rank), lambda: bias_factors(window.bias(), self.bias_rank))
-            queries.append(f.to(q.dtype))
-            keys.append(g.to(q.dtype))
-        regions = window.regions()
-        if regions is not None:
-            images = q.shape[0] // regions.shape[0]
-            of_query, of_key = (x.repeat(images, 1, 1)[:, None] for x in mask_factors(regions, q.dtype))
-            queries.append(of_query)
-            keys.append(of_key)
-        columns = [*keys, q.new_ones(()).expand(1, 1, 1, 1), *queries]
-        columns = [x.expand(*q.shape[:-1], x.shape[-1]) for x in columns]
-        masked = 0 if regions is None else of_key.shape[-1]
-        return Features(torch.cat(columns, -1).flatten(0, 1), v.shape[-1], masked)
-
-    @torch.no_grad()
-    def _clusters(self, features: Features, window: Window) -> Tensor:
-        """(b, m, N): rows that sum to one, equal for all tokens of a cluster and zero for the others."""
-        height, width = window.height, window.width
-        if not self.clustering:
-            cells = cached(window, "cells", lambda: _cell_shares(self.landmarks, height, width))
-            return cells.to(features.all).expand(len(features.all), -1, -1)
-        centres = features.like(features.all[:, central_tokens(self.landmarks, height, width)])
-        shares = None
-        for _ in range(self.clustering):
-            centres = centres if shares is None else features.like(shares @ features.all)
-            # k.c - |c|^2 / 2 is largest at the nearest centre; one of another region is 100 farther.
-            nearness = features.k_one @ centres.nearness().transpose(-2, -1)
-            members = nearness.eq_(nearness.amax(-1, keepdim=True))  # a tie counts for both
-            shares = members.div_(members.sum(-2, keepdim=True).clamp_(min=1)).transpose(-2, -1)
-        return shares
-
     def flops(self, windows: int, heads: int, tokens: int, dim: int, dim_v: int) -> int:
-        """Those of windows with a bias and without a mask."""
         m, n, dim = self.landmarks, tokens, dim + min(self.bias_rank, tokens)
-        columns = dim_v + 2 * dim + 1
-        clustering = self.clustering * n * m * (dim + 1) + max(self.clustering - 1, 0) * n * m * columns
-        factors = n * m * (columns + 2 * (dim + 1) + 2 * dim_v + 1)
+        clustering = 0
+        if self.landmarks_from == "clusters":
+            side = math.isqrt(n)
+            sample = (side // 2) * (n // side // 2)
+            clustering = m * (self.clustering * sample * 2 * dim + n * (dim + 1))
+        factors = n * m * (4 * dim + 3 * dim_v + 3)
         inverse = m * m * (dim + 1 + 2 * dim_v) + 4 * self.iterations * m**3
         return 2 * windows * heads * (clustering + factors + inverse)
 
+    def _bias_features(self, window: Window, heads: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """F^T and G^T (H, r + 1, N), each with a row of ones; made once a layer and window size."""
 
-class Features(NamedTuple):
-    """Tokens, or means of tokens, as rows (b, N, C): values, keys, a one and queries."""
+        def make() -> tuple[Tensor, Tensor]:
+            factors = (like.new_zeros(heads, window.tokens, 0),) * 2
+            if window.has_bias and self.bias_rank:
+                factors = bias_factors(window.bias(), self.bias_rank)
+            ones = like.new_ones(heads, 1, window.tokens)
+            return tuple(torch.cat([x.mT.to(like.dtype), ones], 1) for x in factors)
 
-    all: Tensor
-    dim_v: int
-    masked: int
-    """Columns at the end of keys and of queries that hold the mask."""
+        return cached(window, ("features", like.dtype), make)
 
-    def like(self, rows: Tensor) -> Features:
-        return self._replace(all=rows)
+    def _centres(self, window: Window, device: torch.device) -> Tensor:
+        """The tokens (m,) that the clusters start from; their regions are the clusters' regions."""
+        size = window.height, window.width
+        return cached(window, "centres", lambda: central_tokens(self.landmarks, *size).to(device))
 
-    @property
-    def one(self) -> int:
-        """The column of ones: as many columns of keys stand before it as of queries behind it."""
-        return (self.all.shape[-1] + self.dim_v) // 2
+    @torch.no_grad()
+    def _clusters(self, keys: Tokens, centres: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+        """Shares (H * b, m, N) of the tokens in the clusters' means, and the clusters' sizes (H * b, m, 1)."""
+        size = window.height, window.width
+        if self.landmarks_from == "cells":
+            shares = cached(window, "cells", lambda: _cell_shares(self.landmarks, *size).to(keys.rows))
+            sizes = (shares > 0).sum(-1, keepdim=True).to(shares.dtype)
+            return tuple(x.expand(len(keys.rows), -1, -1) for x in (shares, sizes))
+        sample, mask = keys.sample(*size)
+        marks = keys.extended(keys.rows[:, centres], keys.features[:, :-1, centres].mT)
+        for _ in range(self.clustering):
+            nearness = torch.baddbmm(_half_square(marks), marks, sample.mT)
+            if mask is not None:
+                nearness.view(-1, *mask.shape).add_(mask)
+            shares, sizes = _members(nearness)
+            marks = torch.where(sizes > 0, by_rows(shares, sample), marks)
+        rows, features = marks.tensor_split([keys.rows.shape[-1]], -1)
+        return _members(keys.logits(rows, torch.cat([features, _half_square(marks)], -1)))
 
-    @property
-    def v(self) -> Tensor:
-        return self.all[..., : self.dim_v]
 
-    @property
-    def k(self) -> Tensor:
-        return self.all[..., self.dim_v : self.one]
+@dataclass(frozen=True)
+class Tokens:
+    """Queries or keys of all windows of a layer, heads first, with what the bias adds to their products."""
 
-    @property
-    def k_one(self) -> Tensor:
-        return self.all[..., self.dim_v : self.one + 1]
+    rows: Tensor
+    """(H * b, N, d)"""
+    features: Tensor
+    """(H, r + 1, N), the last row is one"""
+    mask: Tensor | None
+    """(nW, m, N) or None"""
 
-    @property
-    def one_q(self) -> Tensor:
-        return self.all[..., self.one :]
+    def sample(self, height: int, width: int) -> tuple[Tensor, Tensor | None]:
+        """Those in every other row and column, (H * b, n, d + r), and their mask, (nW, m, n) or None."""
+        rows = every_other_token(self.rows, height, width)
+        features = every_other_token(self.features[:, :-1].mT, height, width)
+        mask = None if self.mask is None else every_other_token(self.mask.mT, height, width).mT
+        return self.extended(rows, features), mask
 
-    @property
-    def q(self) -> Tensor:
-        return self.all[..., self.one + 1 :]
+    def extended(self, rows: Tensor, features: Tensor) -> Tensor:
+        """Rows (H * b, n, d) and their features (H, n, r) side by side."""
+        return torch.cat([rows, features.repeat_interleave(len(rows) // len(features), 0)], -1)
 
-    def nearness(self) -> Tensor:
-        """What ``k_one`` is multiplied by for a token's nearness to these rows."""
-        seen = self.k.shape[-1] - self.masked
-        keys, regions = self.k[..., :seen], self.q[..., seen:]
-        return torch.cat([keys, regions, -0.5 * keys.square().sum(-1, keepdim=True)], -1)
+    def logits(self, marks: Tensor, features: Tensor) -> Tensor:
+        """(H * b, m, N) of the tokens and rows (H * b, m, d) with features (H * b, m, r + 1), masked."""
+        heads = len(self.features)
+        logits = (features.view(heads, -1, features.shape[-1]) @ self.features).view(*marks.shape[:2], -1)
+        if self.mask is not None:
+            logits.view(-1, *self.mask.shape).add_(self.mask)
+        return logits.baddbmm_(marks, self.rows.mT)
+
+    def means(self, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (H * b, m, d) and features (H * b, m, r), averaged with the shares (H * b, m, N)."""
+        by_head = shares.reshape(len(self.features), -1, shares.shape[-1])
+        features = by_rows(by_head, self.features[:, :-1].mT)
+        return by_rows(shares, self.rows), features.reshape(*shares.shape[:2], -1)
+
+
+def _half_square(centres: Tensor) -> Tensor:
+    """With it ``k.c - |c|^2 / 2`` is largest at the nearest centre c of a key k."""
+    return centres.square().sum(-1, keepdim=True).mul_(-0.5)
+
+
+def _members(nearness: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token joins the row of (b, m, N) that it is nearest to, or two where it ties; ``nearness`` is overwritten.
+
+    Returns:
+        (b, m, N), one over a row's number of tokens at its own and 0 elsewhere, and those numbers, (b, m, 1); a row
+        may have none.
+    """
+    members = nearness.eq_(nearness.amax(1, keepdim=True))
+    sizes = members.sum(-1, keepdim=True)
+    return members.div_(sizes.clamp(min=1)), sizes
+
+
+def by_rows(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right`` of (b, m, N) and (b, N, d): twice as fast in this order where d is small."""
+    return (right.mT @ left.mT).mT
+
+
+def _mask(window: Window, centres: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """(nW, m, N): keeps clusters apart from the tokens of other regions than that of the cluster's centre."""
+    regions = window.regions()
+    if regions is None:
+        return None
+    return (regions[:, centres, None] != regions[:, None]).to(dtype).mul_(APART)
 
 
 def _cell_shares(landmarks: int, height: int, width: int) -> Tensor:

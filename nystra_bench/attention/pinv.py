@@ -19,12 +19,15 @@ def razavi_pinv(a: Tensor, iterations: int, init: str = "matrix") -> Tensor:
     Returns:
         (..., m, m), of a's dtype.
     """
-    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    z = (a.transpose(-2, -1) / _norm_product(a.float(), init)).to(a.dtype)  # float16 would overflow
+    shape = a.shape
+    a = a.flatten(0, -3) if a.dim() > 2 else a[None]
+    z = (a.mT / _norm_product(a.float(), init)).to(a.dtype)  # float16 would overflow
     for _ in range(iterations):
         az = a @ z
-        z = 0.25 * z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az)))
-    return z
+        step = torch.baddbmm(az, az, az, beta=7, alpha=-1)  # A Z (7 I - A Z)
+        step = torch.baddbmm(az, az, step, beta=15, alpha=-1)
+        z = torch.baddbmm(z, z, step, beta=13 / 4, alpha=-1 / 4)
+    return z.view(shape)
 
 
 def _norm_product(a: Tensor, init: str) -> Tensor:

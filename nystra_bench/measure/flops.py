@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,10 +15,17 @@ def _fused_attention_flops(query, key, value, *args, out_val=None, **kwargs) -> 
     return 2 * b * h * n * key[-2] * (d + value[-1])
 
 
+def _added_product_flops(added, left, right, *args, out_val=None, **kwargs) -> int:
+    """Of ``added + left @ right``, from the shapes (..., m, n), (..., m, k) and (..., k, n)."""
+    return 2 * math.prod(left) * right[-1]
+
+
 def _mapping() -> dict:
-    """PyTorch counts its fused attentions on CUDA; the one for the CPU is added here."""
-    fused = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-    return {} if fused is None else {fused: _fused_attention_flops}
+    """What PyTorch leaves out: its fused attention for the CPU, and products that are added in place."""
+    aten = torch.ops.aten
+    fused = getattr(aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+    in_place = dict.fromkeys((aten.addmm_, aten.baddbmm_), _added_product_flops)
+    return in_place if fused is None else in_place | {fused: _fused_attention_flops}
 
 
 def count_flops(call: Callable[[], object]) -> int:

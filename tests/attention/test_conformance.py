@@ -220,7 +220,7 @@ def test_bias_and_mask_matter_exactly_where_the_method_says_so(attention, window
 
 @pytest.mark.parametrize("dim_v", (DIM, 5))
 def test_flops_are_those_that_torch_counts(attention, window, side, dim_v):
-    """torch 2.13 has no count for the CPU's fused kernel; its two products are counted here from their shapes.
+    """torch 2.13 has no count for the CPU's fused kernel and for products added in place; here they are counted.
 
     A mask may cost a little more: a method may carry it as features.
     """
@@ -234,8 +234,9 @@ def _counted_flops(attention, window, side, dim_v, masked):
     window = Window(side, side, window.bias, window.regions if masked else None)
     tokens = side * side
     q, k, v = random_qkv(IMAGES * WINDOWS, HEADS, tokens, DIM, dim_v)
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping={fused: _fused_flops}) as counter:
+    aten = torch.ops.aten
+    mapping = {aten._scaled_dot_product_flash_attention_for_cpu: _fused_flops, aten.baddbmm_: _added_flops}
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         attention(q, k, v, window)
     return counter.get_total_flops()
 
@@ -243,6 +244,11 @@ def _counted_flops(attention, window, side, dim_v, masked):
 def _fused_flops(q, k, v, *args, out_shape=None, **kwargs) -> int:
     batch, heads, queries, dim = q
     return 2 * batch * heads * queries * k[-2] * (dim + v[-1])
+
+
+def _added_flops(added, left, right, *args, out_shape=None, **kwargs) -> int:
+    batch, rows, columns = added
+    return 2 * batch * rows * columns * left[-1]
 
 
 def test_method_has_nothing_to_load(attention):

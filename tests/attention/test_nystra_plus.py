@@ -6,12 +6,12 @@ import pytest
 import torch
 from attention_references import random_qkv, relative_error
 
-from nystra_bench.attention.base import Window, region_mask
+from nystra_bench.attention.base import Window
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.folded import FoldedAttention
-from nystra_bench.attention.folding import bias_factors, mask_factors
+from nystra_bench.attention.folding import bias_factors
 from nystra_bench.attention.landmarks import central_tokens, pooled_landmarks
-from nystra_bench.attention.nystra_plus import NystraPlusAttention
+from nystra_bench.attention.nystra_plus import LANDMARKS_FROM, NystraPlusAttention
 from nystra_bench.attention.pinv import razavi_pinv
 from nystra_bench.models.windows import bias_from_table, shift_regions
 
@@ -53,30 +53,29 @@ def test_a_bias_of_low_rank_is_recovered_by_its_factors_whatever_the_window():
         assert torch.equal(f, again)
 
 
-def test_the_columns_of_the_mask_multiply_to_the_shift_mask():
-    regions = shift_regions(3 * SIDE, 2 * SIDE, SIDE, SIDE // 2)
-    of_query, of_key = mask_factors(regions, torch.float32)
-    assert of_query.shape[-1] == 4  # the corner's window
-    assert torch.equal(of_query @ of_key.mT, region_mask(regions))
-    unsorted = torch.tensor([[7, -1, 7, 3], [2, 2, 2, 2]])
-    of_query, of_key = mask_factors(unsorted, torch.float32)
-    assert torch.equal(of_query @ of_key.mT, region_mask(unsorted))
-
-
-def test_tokens_do_not_see_other_regions():
-    q, k, v = smooth_qkv(4)
+@pytest.mark.parametrize("landmarks", [4, 8, 16, 64])
+@pytest.mark.parametrize("landmarks_from", LANDMARKS_FROM)
+def test_tokens_do_not_see_other_regions(landmarks, landmarks_from):
+    """Where a window is shifted by half of its side, as in all models, and for keys that are far from one another."""
+    q, k, v = smooth_qkv(4, logits=20)
     regions = shift_regions(2 * SIDE, 2 * SIDE, SIDE, SIDE // 2)
     window = Window(SIDE, SIDE, smooth_bias, lambda: regions)
-    weights = NystraPlusAttention(landmarks=16).matrix(q, k, window)
+    weights = NystraPlusAttention(landmarks, landmarks_from=landmarks_from).matrix(q, k, window)
     across = (regions[:, :, None] != regions[:, None, :])[:, None].expand_as(weights)
     assert weights[across].abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("clustering", [0, 1, 2])
-def test_the_bias_brings_the_output_nearer_to_the_exact_one(clustering):
+METHODS = [("clusters", 0), ("clusters", 2), ("cells", 0)]
+
+
+@pytest.mark.parametrize(("landmarks_from", "clustering"), METHODS)
+def test_the_bias_brings_the_output_nearer_to_the_exact_one(landmarks_from, clustering):
     q, k, v = smooth_qkv(2)
     exact = ExactAttention()(q, k, v, with_bias())
-    methods = {rank: NystraPlusAttention(bias_rank=rank, clustering=clustering) for rank in (0, 2, 16)}
+    methods = {
+        rank: NystraPlusAttention(bias_rank=rank, landmarks_from=landmarks_from, clustering=clustering)
+        for rank in (0, 2, 16)
+    }
     errors = {rank: relative_error(method(q, k, v, with_bias()), exact) for rank, method in methods.items()}
     assert errors[16] < errors[2] < errors[0]
     assert errors[16] < 0.6 * errors[0]
@@ -93,12 +92,14 @@ def test_more_landmarks_come_closer_and_all_of_them_are_exact_but_for_the_rank_o
 
 def plain(q, k, v, bias, landmarks, iterations, clustering):
     """The formula by loops over clusters, with the bias whole; for one window and head."""
-    centres = q.new_tensor(central_tokens(landmarks, SIDE, SIDE).tolist()).long()
     extended = torch.cat([k, bias[1]], -1)  # G of the factors stands beside the keys
-    means = extended[centres]
+    means = extended[central_tokens(landmarks, SIDE, SIDE)]
+    sample = extended.view(SIDE, SIDE, -1)[1::2, 1::2].flatten(0, 1)
     for _ in range(clustering):
-        nearest = torch.cdist(extended, means).argmin(-1)
-        means = torch.stack([extended[nearest == c].mean(0) for c in range(landmarks)])
+        nearest = torch.cdist(sample, means).argmin(-1)
+        groups = [nearest == c for c in range(landmarks)]
+        means = torch.stack([sample[g].mean(0) if g.any() else mean for g, mean in zip(groups, means, strict=True)])
+    nearest = torch.cdist(extended, means).argmin(-1)
     groups = [nearest == c for c in range(landmarks)]
     sizes = q.new_tensor([float(g.sum()) for g in groups])
     logits = q @ k.T + bias[0] @ bias[1].T
@@ -110,7 +111,7 @@ def plain(q, k, v, bias, landmarks, iterations, clustering):
     return left @ (first + razavi_pinv(kernel, iterations) @ (right @ v - kernel @ first))
 
 
-@pytest.mark.parametrize("clustering", [1, 3])
+@pytest.mark.parametrize("clustering", [0, 1, 3])
 def test_agrees_with_the_formula_by_loops(clustering):
     q, k, v = (x.double() for x in smooth_qkv(1))
     attention = NystraPlusAttention(landmarks=8, iterations=4, bias_rank=3, clustering=clustering)
@@ -121,19 +122,29 @@ def test_agrees_with_the_formula_by_loops(clustering):
         torch.testing.assert_close(out[0, head], expected, rtol=1e-4, atol=1e-4)  # the inverse is in float32
 
 
-def test_without_clustering_the_cells_of_the_grid_are_the_landmarks():
+def test_cells_of_the_grid_can_be_the_landmarks():
+    """By the formula: the cells' means, each of as many tokens as it has."""
+    q, k, v = (x.double() for x in smooth_qkv(1))
+    out = NystraPlusAttention(4, 6, landmarks_from="cells")(q, k, v, Window(SIDE, SIDE))
+    size = SIDE, SIDE, 4
+    q_marks, k_marks, v_marks = (pooled_landmarks(x, *size) for x in (q, k, v))
+    kernel = (q_marks @ k_marks.mT).softmax(-1)  # all cells are of one size, which softmax does not see
+    correct = (q_marks @ k.mT).softmax(-1) @ v
+    values = v_marks + razavi_pinv(kernel, 6) @ (correct - kernel @ v_marks)
+    torch.testing.assert_close(out, (q @ k_marks.mT).softmax(-1) @ values, rtol=1e-4, atol=1e-4)
+
+
+def test_cells_may_overlap():
     q, k, v = smooth_qkv(1)
-    attention = NystraPlusAttention(landmarks=6, clustering=0)  # 2 x 3 does not divide 16 x 16
-    window = Window(SIDE, SIDE)
-    features = attention._features(q, k, v, window)
-    pooled = attention._clusters(features, window) @ features.k
-    torch.testing.assert_close(pooled.view(1, HEADS, 6, DIM), pooled_landmarks(k, SIDE, SIDE, 6))
+    attention = NystraPlusAttention(landmarks=6, landmarks_from="cells")  # 2 x 3 does not divide 16 x 16
+    out = attention(q, k, torch.ones_like(v), Window(SIDE, SIDE))
+    torch.testing.assert_close(out, torch.ones_like(v), rtol=0, atol=1e-4)
 
 
 def test_a_cluster_that_loses_all_its_tokens_is_ignored():
     q, k, v = smooth_qkv(2)
     few = k[:, :, :1] * torch.tensor([1.0, 2.0, 3.0]).repeat(TOKENS // 3 + 1)[:TOKENS, None]
-    for clustering in (1, 2, 4):
+    for clustering in (0, 2, 4):
         attention = NystraPlusAttention(landmarks=16, clustering=clustering)
         out = attention(q, few, v, Window(SIDE, SIDE))
         assert out.isfinite().all()
@@ -181,6 +192,7 @@ def test_folded_attention_is_exact_attention_with_the_reduced_bias():
         ({"iterations": -1}, "iterations=-1"),
         ({"bias_rank": -1}, "bias_rank=-1"),
         ({"clustering": -1}, "clustering=-1"),
+        ({"landmarks_from": "tokens"}, "landmarks_from=tokens"),
     ],
 )
 def test_parameters_out_of_range_are_refused(parameters, named):

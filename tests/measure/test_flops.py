@@ -30,6 +30,17 @@ def test_fused_attention(dtype, biased):
     assert counted == 2 * 3 * 2 * 16 * 20 * (8 + 8)
 
 
+def test_products_that_are_added_in_place():
+    left, right, added = torch.ones(5, 2, 3), torch.ones(5, 3, 7), torch.zeros(5, 2, 7)
+    calls = {
+        "bmm": lambda: left @ right,
+        "baddbmm": lambda: torch.baddbmm(added, left, right),
+        "baddbmm_": lambda: added.baddbmm_(left, right),
+    }
+    assert {name: count_flops(call) for name, call in calls.items()} == dict.fromkeys(calls, 2 * 5 * 2 * 3 * 7)
+    assert count_flops(lambda: added[0].addmm_(left[0], right[0])) == 2 * 2 * 3 * 7
+
+
 def test_what_is_counted_runs_in_inference_mode_too():
     linear = nn.Linear(4, 4)
     with torch.inference_mode():
