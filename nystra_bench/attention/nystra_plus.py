@@ -74,7 +74,7 @@ class NystraPlusAttention(Attention):
         iterations: int = 6,
         bias_rank: int = 8,
         landmarks_from: str = "clusters",
-        clustering: int = 2,
+        clustering: int = 1,
         target_deviation: float | None = None,
     ):
         super().__init__()
@@ -122,29 +122,28 @@ class NystraPlusAttention(Attention):
         batch, heads = q.shape[:2]
         # Heads first: all windows of a head share the bias, so its part of the logits is one matrix product a head.
         q, k, v = (x.transpose(0, 1).contiguous().flatten(0, 1) for x in (q, k, v))
-        f, g = self._bias_features(window, heads, q)
+        bias = self._bias_features(window, heads, q)
         centres = self._centres(window, q.device)
         mask = _mask(window, centres, q.dtype)
-        queries, keys = Tokens(q, f, mask), Tokens(k, g, mask)
+        queries, keys = Tokens(q, bias.queries, mask), Tokens(k, bias.keys, mask)
 
         shares, sizes = self._clusters(keys, centres, window)
-        k_marks, g_marks = keys.means(shares)
-        q_marks, f_marks = queries.means(shares)
-        v_marks = by_rows(shares, v)
-        log_sizes = sizes.log()  # nobody attends to an empty cluster
-        zero, one = torch.zeros_like(sizes), torch.ones_like(sizes)
-        g_marks = torch.cat([g_marks, log_sizes], -1)
+        q_marks, k_marks, v_marks = (by_rows(shares, x) for x in (q, k, v))
+        f_marks, g_marks = bias.means(shares)
+        one = torch.ones_like(sizes)
+        f_marks = torch.cat([f_marks, one], -1)
+        g_marks = torch.cat([g_marks, sizes.log()], -1)  # nobody attends to an empty cluster
 
-        correct = by_rows(keys.logits(q_marks, torch.cat([f_marks, zero], -1)).softmax(-1), v)
-        kernel = torch.cat([q_marks, f_marks, one], -1).float() @ torch.cat([k_marks, g_marks], -1).float().mT
+        correct = by_rows(keys.logits(q_marks, f_marks).softmax(-1), v)  # softmax does not see the one
+        kernel = torch.cat([q_marks, f_marks], -1).float() @ torch.cat([k_marks, g_marks], -1).float().mT
         if mask is not None:
             kernel.view(-1, len(mask), *kernel.shape[1:]).add_(mask[..., centres])
         kernel = kernel.softmax(-1)
         residual = correct.float() - kernel @ v_marks.float()
         values = v_marks + (razavi_pinv(kernel, self.iterations) @ residual).to(v.dtype)
 
-        weights = queries.logits(k_marks, g_marks)
-        weights = weights.sub_(weights.detach().amax(1, keepdim=True)).clamp_(min=FAINT).exp_()
+        logits = queries.logits(k_marks, g_marks)
+        weights = logits.sub_(logits.detach().amax(1, keepdim=True)).clamp_(min=FAINT).exp_()
         out = torch.cat([values, one], -1).mT @ weights  # softmax(logits) @ values, the sums as one more row
         out = out[:, :-1] / out[:, -1:]
         return out.view(heads, batch, *out.shape[1:]).permute(1, 0, 3, 2)
@@ -164,15 +163,15 @@ class NystraPlusAttention(Attention):
         inverse = m * m * (dim + 1 + 2 * dim_v) + 4 * self.iterations * m**3
         return 2 * windows * heads * (clustering + factors + inverse)
 
-    def _bias_features(self, window: Window, heads: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """F^T and G^T (H, r + 1, N), each with a row of ones; made once a layer and window size."""
+    def _bias_features(self, window: Window, heads: int, like: Tensor) -> BiasFeatures:
+        """Made once a layer and window size; of no columns but the ones where there is no bias."""
 
-        def make() -> tuple[Tensor, Tensor]:
-            factors = (like.new_zeros(heads, window.tokens, 0),) * 2
+        def make() -> BiasFeatures:
+            f = g = like.new_zeros(heads, window.tokens, 0)
             if window.has_bias and self.bias_rank:
-                factors = bias_factors(window.bias(), self.bias_rank)
+                f, g = (x.to(like.dtype) for x in bias_factors(window.bias(), self.bias_rank))
             ones = like.new_ones(heads, 1, window.tokens)
-            return tuple(torch.cat([x.mT.to(like.dtype), ones], 1) for x in factors)
+            return BiasFeatures(*(torch.cat(x, 1) for x in ((f.mT, ones), (g.mT, ones), (f.mT, g.mT))))
 
         return cached(window, ("features", like.dtype), make)
 
@@ -202,6 +201,24 @@ class NystraPlusAttention(Attention):
 
 
 @dataclass(frozen=True)
+class BiasFeatures:
+    """What stands for the position bias beside queries and keys, F and G, as rows."""
+
+    queries: Tensor
+    """F^T and a row of ones, (H, r + 1, N)"""
+    keys: Tensor
+    """G^T and a row of ones, (H, r + 1, N)"""
+    both: Tensor
+    """F^T and G^T, (H, 2 r, N)"""
+
+    def means(self, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """F and G averaged with shares (H * b, m, N): (H * b, m, r) each."""
+        by_head = shares.reshape(len(self.both), -1, shares.shape[-1])
+        both = (self.both @ by_head.mT).mT.reshape(*shares.shape[:2], -1)
+        return both.chunk(2, -1)
+
+
+@dataclass(frozen=True)
 class Tokens:
     """Queries or keys of all windows of a layer, heads first, with what the bias adds to their products."""
 
@@ -221,7 +238,9 @@ class Tokens:
 
     def extended(self, rows: Tensor, features: Tensor) -> Tensor:
         """Rows (H * b, n, d) and their features (H, n, r) side by side."""
-        return torch.cat([rows, features.repeat_interleave(len(rows) // len(features), 0)], -1)
+        windows = len(rows) // len(features)
+        features = features[:, None].expand(-1, windows, -1, -1)
+        return torch.cat([rows.view(*features.shape[:3], -1), features], -1).flatten(0, 1)
 
     def logits(self, marks: Tensor, features: Tensor) -> Tensor:
         """(H * b, m, N) of the tokens and rows (H * b, m, d) with features (H * b, m, r + 1), masked."""
@@ -230,12 +249,6 @@ class Tokens:
         if self.mask is not None:
             logits.view(-1, *self.mask.shape).add_(self.mask)
         return logits.baddbmm_(marks, self.rows.mT)
-
-    def means(self, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (H * b, m, d) and features (H * b, m, r), averaged with the shares (H * b, m, N)."""
-        by_head = shares.reshape(len(self.features), -1, shares.shape[-1])
-        features = by_rows(by_head, self.features[:, :-1].mT)
-        return by_rows(shares, self.rows), features.reshape(*shares.shape[:2], -1)
 
 
 def _half_square(centres: Tensor) -> Tensor:
