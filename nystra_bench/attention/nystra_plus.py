@@ -119,7 +119,7 @@ class NystraPlusAttention(Attention):
         return self._by_layer[name]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
-        batch, heads = q.shape[:2]
+        batch, heads, _, d_v = v.shape
         # Heads first: all windows of a head share the bias, so its part of the logits is one matrix product a head.
         q, k, v = (x.transpose(0, 1).contiguous().flatten(0, 1) for x in (q, k, v))
         bias = self._bias_features(window, heads, q)
@@ -144,9 +144,10 @@ class NystraPlusAttention(Attention):
 
         logits = queries.logits(k_marks, g_marks)
         weights = logits.sub_(logits.detach().amax(1, keepdim=True)).clamp_(min=FAINT).exp_()
-        out = torch.cat([values, one], -1).mT @ weights  # softmax(logits) @ values, the sums as one more row
-        out = out[:, :-1] / out[:, -1:]
-        return out.view(heads, batch, *out.shape[1:]).permute(1, 0, 3, 2)
+        # softmax(logits) @ values with the sums as columns more
+        out = weights.mT @ torch.cat([values, one.expand(-1, -1, _sum_columns(d_v))], -1)
+        out = out[..., :d_v] / out[..., d_v : d_v + 1]
+        return out.view(heads, batch, -1, d_v).transpose(0, 1)
 
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
         eye = torch.eye(window.tokens, dtype=q.dtype, device=q.device)
@@ -159,7 +160,7 @@ class NystraPlusAttention(Attention):
             side = math.isqrt(n)
             sample = (side // 2) * (n // side // 2)
             clustering = m * (self.clustering * sample * 2 * dim + n * (dim + 1))
-        factors = n * m * (4 * dim + 3 * dim_v + 3)
+        factors = n * m * (4 * dim + 3 * dim_v + 2 + _sum_columns(dim_v))
         inverse = m * m * (dim + 1 + 2 * dim_v) + 4 * self.iterations * m**3
         return 2 * windows * heads * (clustering + factors + inverse)
 
@@ -266,6 +267,11 @@ def _members(nearness: Tensor) -> tuple[Tensor, Tensor]:
     members = nearness.eq_(nearness.amax(1, keepdim=True))
     sizes = members.sum(-1, keepdim=True)
     return members.div_(sizes.clamp(min=1)), sizes
+
+
+def _sum_columns(d_v: int) -> int:
+    """How often the column of sums stands beside d_v columns: products are twice as fast where there are 4 k in all."""
+    return 4 - d_v % 4
 
 
 def by_rows(left: Tensor, right: Tensor) -> Tensor:
