@@ -31,7 +31,6 @@ FAINT = -60.0
 slower on CPUs."""
 
 
-
 class NystraPlusAttention(Attention):
     """Ours: ``out = L (V' + P (U V - A V'))``; O(N m) time and memory a window.
 
@@ -123,28 +122,25 @@ class NystraPlusAttention(Attention):
         batch, heads, _, d_v = v.shape
         # Heads first: all windows of a head share the bias, so its part of the logits is one matrix product a head.
         q, k, v = (x.transpose(0, 1).contiguous().flatten(0, 1) for x in (q, k, v))
-        bias = self._bias_features(window, heads, q)
-        centres = self._centres(window, q.device)
-        mask = _mask(window, centres, q.dtype)
-        queries, keys = Tokens(q, bias.queries, mask), Tokens(k, bias.keys, mask)
+        bias, masks = self._bias_features(window, heads, q), self._masks(window, q)
+        mask = None if masks is None else masks.tokens
 
-        shares, sizes = self._clusters(keys, centres, window)
+        shares, sizes = self._clusters(k, bias, masks, window)
         q_marks, k_marks, v_marks = (by_rows(shares, x) for x in (q, k, v))
         f_marks, g_marks = bias.means(shares)
-        one = torch.ones_like(sizes)
-        f_marks = torch.cat([f_marks, one], -1)
-        g_marks = torch.cat([g_marks, sizes.log()], -1)  # nobody attends to an empty cluster
+        weights = sizes.log()  # nobody attends to an empty cluster
 
-        correct = by_rows(keys.logits(q_marks, f_marks).softmax(-1), v)  # softmax does not see the one
-        kernel = torch.cat([q_marks, f_marks], -1).float() @ torch.cat([k_marks, g_marks], -1).float().mT
-        if mask is not None:
-            kernel.view(-1, len(mask), *kernel.shape[1:]).add_(mask[..., centres])
+        correct = by_rows(logits(q_marks, f_marks, k, bias.keys, mask).softmax(-1), v)
+        kernel = torch.baddbmm(weights.mT.float(), f_marks.float(), g_marks.float().mT)
+        kernel = kernel.baddbmm_(q_marks.float(), k_marks.float().mT)
+        if masks is not None:
+            kernel.view(-1, *masks.centres.shape).add_(masks.centres)
         kernel = kernel.softmax(-1)
-        residual = correct.float() - kernel @ v_marks.float()
-        values = v_marks + (razavi_pinv(kernel, self.iterations) @ residual).to(v.dtype)
+        residual = torch.baddbmm(correct.float(), kernel, v_marks.float(), alpha=-1)
+        values = torch.baddbmm(v_marks.float(), razavi_pinv(kernel, self.iterations), residual).to(v.dtype)
 
-        weights = softmax_over_rows(queries.logits(k_marks, g_marks))
-        out = (weights.mT @ F.pad(values, (0, -d_v % 4)))[..., :d_v]  # twice as fast with 4 k columns
+        left = softmax_over_rows(logits(k_marks, torch.cat([g_marks, weights], -1), q, bias.queries, mask))
+        out = (left.mT @ F.pad(values, (0, -d_v % 4)))[..., :d_v]  # twice as fast with 4 k columns
         return out.view(heads, batch, -1, d_v).transpose(0, 1)
 
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
@@ -158,8 +154,8 @@ class NystraPlusAttention(Attention):
             side = math.isqrt(n)
             sample = (side // 2) * (n // side // 2)
             clustering = m * (self.clustering * sample * 2 * dim + n * (dim + 1))
-        factors = n * m * (4 * dim + 3 * dim_v + 2 + -dim_v % 4)
-        inverse = m * m * (dim + 1 + 2 * dim_v) + 4 * self.iterations * m**3
+        factors = n * m * (4 * dim + 3 * dim_v + 1 + -dim_v % 4)
+        inverse = m * m * (dim + 2 * dim_v) + 4 * self.iterations * m**3
         return 2 * windows * heads * (clustering + factors + inverse)
 
     def _bias_features(self, window: Window, heads: int, like: Tensor) -> BiasFeatures:
@@ -170,7 +166,9 @@ class NystraPlusAttention(Attention):
             if window.has_bias and self.bias_rank:
                 f, g = (x.to(like.dtype) for x in bias_factors(window.bias(), self.bias_rank))
             ones = like.new_ones(heads, 1, window.tokens)
-            return BiasFeatures(*(torch.cat(x, 1) for x in ((f.mT, ones), (g.mT, ones), (f.mT, g.mT))))
+            rows = (torch.cat(x, 1) for x in ((f.mT, ones), (g.mT, ones), (f.mT, g.mT)))
+            sample = every_other_token(g, window.height, window.width)
+            return BiasFeatures(*rows, g[:, self._centres(window, g.device)], sample)
 
         return cached(window, ("features", like.dtype), make)
 
@@ -179,29 +177,40 @@ class NystraPlusAttention(Attention):
         size = window.height, window.width
         return cached(window, "centres", lambda: central_tokens(self.landmarks, *size).to(device))
 
+    def _masks(self, window: Window, like: Tensor) -> Masks | None:
+        regions = window.regions()
+        if regions is None:
+            return None
+        regions = regions.to(like.dtype)
+        clusters = regions[:, self._centres(window, regions.device)]
+        sample = every_other_token(regions[..., None], window.height, window.width)[..., 0]
+        return Masks(*(_apart(clusters, others) for others in (regions, sample, clusters)))
+
     @torch.no_grad()
-    def _clusters(self, keys: Tokens, centres: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    def _clusters(self, k: Tensor, bias: BiasFeatures, masks: Masks | None, window: Window) -> tuple[Tensor, Tensor]:
         """Shares (H * b, m, N) of the tokens in the clusters' means, and the clusters' sizes (H * b, m, 1)."""
         size = window.height, window.width
         if self.landmarks_from == "cells":
-            shares = cached(window, "cells", lambda: _cell_shares(self.landmarks, *size).to(keys.rows))
+            shares = cached(window, "cells", lambda: _cell_shares(self.landmarks, *size).to(k))
             sizes = (shares > 0).sum(-1, keepdim=True).to(shares.dtype)
-            return tuple(x.expand(len(keys.rows), -1, -1) for x in (shares, sizes))
-        sample, mask = keys.sample(*size)
-        marks = keys.extended(keys.rows[:, centres], keys.features[:, :-1, centres].mT)
+            return tuple(x.expand(len(k), -1, -1) for x in (shares, sizes))
+        marks = beside(k[:, self._centres(window, k.device)], bias.centres)
+        if self.clustering:
+            sample = beside(every_other_token(k, *size), bias.sample)
         for _ in range(self.clustering):
             nearness = torch.baddbmm(_half_square(marks), marks, sample.mT)
-            if mask is not None:
-                nearness.view(-1, *mask.shape).add_(mask)
+            if masks is not None:
+                nearness.view(-1, *masks.sample.shape).add_(masks.sample)
             shares, sizes = _members(nearness)
             marks = torch.where(sizes > 0, by_rows(shares, sample), marks)
-        rows, features = marks.tensor_split([keys.rows.shape[-1]], -1)
-        return _members(keys.logits(rows, torch.cat([features, _half_square(marks)], -1)))
+        rows, features = marks.tensor_split([k.shape[-1]], -1)
+        features = torch.cat([features, _half_square(marks)], -1)
+        return _members(logits(rows, features, k, bias.keys, None if masks is None else masks.tokens))
 
 
 @dataclass(frozen=True)
 class BiasFeatures:
-    """What stands for the position bias beside queries and keys, F and G, as rows."""
+    """What stands for the position bias beside queries and keys, F and G."""
 
     queries: Tensor
     """F^T and a row of ones, (H, r + 1, N)"""
@@ -209,6 +218,10 @@ class BiasFeatures:
     """G^T and a row of ones, (H, r + 1, N)"""
     both: Tensor
     """F^T and G^T, (H, 2 r, N)"""
+    centres: Tensor
+    """G of the tokens that clusters start from, (H, m, r)"""
+    sample: Tensor
+    """G of every other row and column of tokens, (H, n, r)"""
 
     def means(self, shares: Tensor) -> tuple[Tensor, Tensor]:
         """F and G averaged with shares (H * b, m, N): (H * b, m, r) each."""
@@ -218,36 +231,39 @@ class BiasFeatures:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Queries or keys of all windows of a layer, heads first, with what the bias adds to their products."""
+class Masks:
+    """Logits between clusters, each of the region of the token it starts from, and others; 0 in one region."""
 
-    rows: Tensor
-    """(H * b, N, d)"""
-    features: Tensor
-    """(H, r + 1, N), the last row is one"""
-    mask: Tensor | None
-    """(nW, m, N) or None"""
+    tokens: Tensor
+    """(nW, m, N)"""
+    sample: Tensor
+    """(nW, m, n), every other row and column of tokens"""
+    centres: Tensor
+    """(nW, m, m), the clusters themselves"""
 
-    def sample(self, height: int, width: int) -> tuple[Tensor, Tensor | None]:
-        """Those in every other row and column, (H * b, n, d + r), and their mask, (nW, m, n) or None."""
-        rows = every_other_token(self.rows, height, width)
-        features = every_other_token(self.features[:, :-1].mT, height, width)
-        mask = None if self.mask is None else every_other_token(self.mask.mT, height, width).mT
-        return self.extended(rows, features), mask
 
-    def extended(self, rows: Tensor, features: Tensor) -> Tensor:
-        """Rows (H * b, n, d) and their features (H, n, r) side by side."""
-        windows = len(rows) // len(features)
-        features = features[:, None].expand(-1, windows, -1, -1)
-        return torch.cat([rows.view(*features.shape[:3], -1), features], -1).flatten(0, 1)
+def logits(marks: Tensor, features: Tensor, tokens: Tensor, token_features: Tensor, mask: Tensor | None) -> Tensor:
+    """(H * b, m, N) of rows (H * b, m, d) with features (H * b, m, r) and tokens (H * b, N, d) with theirs, masked.
 
-    def logits(self, marks: Tensor, features: Tensor) -> Tensor:
-        """(H * b, m, N) of the tokens and rows (H * b, m, d) with features (H * b, m, r + 1), masked."""
-        heads = len(self.features)
-        logits = (features.view(heads, -1, features.shape[-1]) @ self.features).view(*marks.shape[:2], -1)
-        if self.mask is not None:
-            logits.view(-1, *self.mask.shape).add_(self.mask)
-        return logits.baddbmm_(marks, self.rows.mT)
+    The tokens' features (H, r + 1, N) have a row of ones for the last column, where the rows' have r + 1.
+    """
+    heads, rank = len(token_features), features.shape[-1]
+    by_head = features.reshape(heads, marks[..., 0].numel() // heads, rank)
+    both = (by_head @ token_features[:, :rank]).view(*marks.shape[:2], -1)
+    if mask is not None:
+        both.view(-1, *mask.shape).add_(mask)
+    return both.baddbmm_(marks, tokens.mT)
+
+
+def beside(rows: Tensor, features: Tensor) -> Tensor:
+    """Rows (H * b, n, d) and their features (H, n, r) side by side: (H * b, n, d + r)."""
+    windows = len(rows) // len(features)
+    return torch.cat([rows, features.repeat_interleave(windows, 0)], -1)
+
+
+def _apart(clusters: Tensor, others: Tensor) -> Tensor:
+    """0 or ``APART`` by the numbers of regions (nW, m) and (nW, n): (nW, m, n)."""
+    return (clusters[:, :, None] - others[:, None]).abs_().clamp_(max=1).mul_(APART)
 
 
 def _half_square(centres: Tensor) -> Tensor:
@@ -278,14 +294,6 @@ def softmax_over_rows(logits: Tensor) -> Tensor:
 def by_rows(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` of (b, m, N) and (b, N, d): twice as fast in this order where d is small."""
     return (right.mT @ left.mT).mT
-
-
-def _mask(window: Window, centres: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """(nW, m, N): keeps clusters apart from the tokens of other regions than that of the cluster's centre."""
-    regions = window.regions()
-    if regions is None:
-        return None
-    return (regions[:, centres, None] != regions[:, None]).to(dtype).mul_(APART)
 
 
 def _cell_shares(landmarks: int, height: int, width: int) -> Tensor:
