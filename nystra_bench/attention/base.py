@@ -8,6 +8,7 @@ windows of one image stand together), H heads. Everything else that an attention
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -18,6 +19,31 @@ MASKED = -100.0
 """Logit added between tokens of different regions (Swin, arXiv 2103.14030, official implementation)."""
 
 
+class Cache(dict):
+    """What an attention made once for a layer and window size.
+
+    Attributes:
+        setup_s: seconds that making it took.
+    """
+
+    setup_s = 0.0
+
+    def once(self, name: object, make: Callable):
+        """What ``make`` gave when this name was first asked for."""
+        if name not in self:
+            before, started = self.setup_s, _now()
+            self[name] = make()
+            self.setup_s = before + _now() - started  # with what ``make`` itself asked for
+        return self[name]
+
+
+def _now() -> float:
+    """Seconds, when a GPU has done what it was told until now."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Window:
     """Geometry of the windows of one attention call; bias and mask are made only when asked for.
 
@@ -26,8 +52,8 @@ class Window:
         bias: makes the position bias, (H, N, N), or None where the model has none.
         regions: makes the region number of each token, (nW, N) int64, or None where nothing is masked. Tokens of
             one window attend to each other only within one region.
-        cache: a dict of this attention in the calling layer, for what is computed once a layer (factors of the
-            bias, say); it is emptied when the layer's weights, device, dtype or window change.
+        cache: of this attention in the calling layer, for what is computed once a layer (factors of the bias, say);
+            it is emptied when the layer's weights, device, dtype or window change.
     """
 
     def __init__(
@@ -36,11 +62,11 @@ class Window:
         width: int,
         bias: Callable[[], Tensor] | None = None,
         regions: Callable[[], Tensor | None] | None = None,
-        cache: dict | None = None,
+        cache: Cache | None = None,
     ):
         self.height = height
         self.width = width
-        self.cache = {} if cache is None else cache
+        self.cache = Cache() if cache is None else cache
         self._bias = bias
         self._regions = regions
 
@@ -88,6 +114,8 @@ class Attention(nn.Module):
     """True where the method computes softmax(QK^T + B + M) V itself, not an approximation."""
 
     uses_bias: ClassVar[bool] = False
+    folds_bias: ClassVar[bool] = False
+    """Whether it uses the bias in the form of features of the tokens, of a lower rank."""
     uses_mask: ClassVar[bool] = False
 
     rows_sum_to_one: ClassVar[bool] = False
@@ -98,6 +126,11 @@ class Attention(nn.Module):
 
     exact_with_all_landmarks: ClassVar[bool] = False
     """Whether the method is exact where every token is a landmark and the kernel is well-conditioned."""
+
+    def uses(self) -> dict[str, str]:
+        """What becomes of ``bias`` and ``mask``, in one word each: used, folded or ignored."""
+        bias = "folded" if self.folds_bias else "used" if self.uses_bias else "ignored"
+        return {"bias": bias, "mask": "used" if self.uses_mask else "ignored"}
 
     calibration_images: int = 0
     """How many images the method wants to see before it is used; a parameter may set it."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nystra_bench.attention.base import Window, add_bias_and_mask
-from nystra_bench.attention.folding import bias_factors, cached
+from nystra_bench.attention.folding import bias_factors
 from nystra_bench.attention.nystra import check_counts
 from nystra_bench.attention.sdpa import FusedAttention
 
@@ -26,6 +26,7 @@ class FoldedAttention(FusedAttention):
     """
 
     exact = False
+    folds_bias = True
 
     def __init__(self, bias_rank: int = 16):
         super().__init__()
@@ -35,7 +36,7 @@ class FoldedAttention(FusedAttention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         dim_v = v.shape[-1]
         if window.has_bias:
-            f, g = cached(window, "factors", lambda: bias_factors(window.bias(), self.bias_rank))
+            f, g = window.cache.once("factors", lambda: bias_factors(window.bias(), self.bias_rank))
             q, k = (torch.cat([x, y.to(x.dtype).expand(x.shape[0], -1, -1, -1)], -1) for x, y in ((q, f), (k, g)))
         # The fused CPU kernel wants values as wide as keys.
         width = max(q.shape[-1], dim_v)

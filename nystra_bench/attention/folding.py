@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-
-from nystra_bench.attention.base import Window
 
 EXACT_UP_TO = 512
 """Tokens up to which the bias is factorised by a full SVD; a randomised one beyond."""
@@ -32,10 +28,3 @@ def bias_factors(bias: Tensor, rank: int) -> tuple[Tensor, Tensor]:
             u, s, v = torch.svd_lowrank(bias, q=min(rank + 8, bias.shape[-1]), niter=4)
     root = s[..., None, :rank].sqrt()
     return u[..., :rank] * root, v[..., :rank] * root
-
-
-def cached(window: Window, name: object, make: Callable):
-    """What ``make`` gives, made once a layer and window size."""
-    if name not in window.cache:
-        window.cache[name] = make()
-    return window.cache[name]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.calibration import choose
-from nystra_bench.attention.folding import bias_factors, cached
+from nystra_bench.attention.folding import bias_factors
 from nystra_bench.attention.landmarks import central_tokens, every_other_token, pooled_landmarks, refuses_landmarks
 from nystra_bench.attention.nystra import check_counts
 from nystra_bench.attention.pinv import razavi_pinv
@@ -64,6 +64,7 @@ class NystraPlusAttention(Attention):
 
     version = "3"
     uses_bias = True
+    folds_bias = True
     uses_mask = True
     rows_sum_to_one = True
     exact_with_all_landmarks = True
@@ -83,6 +84,7 @@ class NystraPlusAttention(Attention):
         self.landmarks = landmarks
         self.iterations = iterations
         self.bias_rank = bias_rank
+        self.uses_bias = self.folds_bias = bias_rank > 0
         if landmarks_from not in LANDMARKS_FROM:
             accepted = ", ".join(LANDMARKS_FROM)
             raise ValueError(f"landmarks_from={landmarks_from} is unknown: accepted are {accepted}")
@@ -170,12 +172,12 @@ class NystraPlusAttention(Attention):
             sample = every_other_token(g, window.height, window.width)
             return BiasFeatures(*rows, g[:, self._centres(window, g.device)], sample)
 
-        return cached(window, ("features", like.dtype), make)
+        return window.cache.once(("features", like.dtype), make)
 
     def _centres(self, window: Window, device: torch.device) -> Tensor:
         """The tokens (m,) that the clusters start from; their regions are the clusters' regions."""
         size = window.height, window.width
-        return cached(window, "centres", lambda: central_tokens(self.landmarks, *size).to(device))
+        return window.cache.once("centres", lambda: central_tokens(self.landmarks, *size).to(device))
 
     def _masks(self, window: Window, like: Tensor) -> Masks | None:
         regions = window.regions()
@@ -191,7 +193,7 @@ class NystraPlusAttention(Attention):
         """Shares (H * b, m, N) of the tokens in the clusters' means, and the clusters' sizes (H * b, m, 1)."""
         size = window.height, window.width
         if self.landmarks_from == "cells":
-            shares = cached(window, "cells", lambda: _cell_shares(self.landmarks, *size).to(k))
+            shares = window.cache.once("cells", lambda: _cell_shares(self.landmarks, *size).to(k))
             sizes = (shares > 0).sum(-1, keepdim=True).to(shares.dtype)
             return tuple(x.expand(len(k), -1, -1) for x in (shares, sizes))
         marks = beside(k[:, self._centres(window, k.device)], bias.centres)

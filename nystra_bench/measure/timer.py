@@ -42,6 +42,8 @@ class Entry:
     prepare: Callable[[], None]
     call: Callable[[], object]
     first_ms: float = 0.0
+    setup_ms: float = 0.0
+    """Within ``first_ms``: what is made once and kept."""
     call_ms: float = 0.0
     """Of the last call of the warm-up."""
     repeats: int = 1

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nystra_bench.attention.base import Attention, Window
+from nystra_bench.attention.base import Attention, Cache, Window
 from nystra_bench.attention.exact import ExactAttention
 
 
@@ -138,7 +138,7 @@ class WindowAttention(nn.Module):
         self.attention: Attention = ExactAttention()
         # What an attention computed once for this layer, by window size; it goes with the attention, and with the
         # layer's weights.
-        self.caches: WeakKeyDictionary[Attention, dict[int, dict]] = WeakKeyDictionary()
+        self.caches: WeakKeyDictionary[Attention, dict[int, Cache]] = WeakKeyDictionary()
 
     def position_bias(self, size: int) -> Tensor:
         """(H, N, N) for windows of ``size`` x ``size`` tokens."""
@@ -156,7 +156,7 @@ class WindowAttention(nn.Module):
         """
         size = size or self.size
         bias = partial(self.position_bias, size) if self.has_position_bias else None
-        cache = self.caches.setdefault(self.attention, {}).setdefault(size, {})
+        cache = self.caches.setdefault(self.attention, {}).setdefault(size, Cache())
         return self.attention(q, k, v, Window(size, size, bias, regions, cache))
 
     def _apply(self, *args, **kwargs):
@@ -176,6 +176,12 @@ def attention_sites(model: nn.Module) -> list[WindowAttention]:
 def named_attention_sites(model: nn.Module) -> dict[str, WindowAttention]:
     """All places of a model whose attention can be replaced, by their layers' names, in the order of definition."""
     return {name: module for name, module in model.named_modules() if isinstance(module, WindowAttention)}
+
+
+def setup_seconds(model: nn.Module) -> float:
+    """What the attentions that are plugged in now spent on what they make once a layer and window size, so far."""
+    by_size = (site.caches.get(site.attention, {}) for site in attention_sites(model))
+    return sum(cache.setup_s for caches in by_size for cache in caches.values())
 
 
 def plug(model: nn.Module, attention: Attention) -> nn.Module:

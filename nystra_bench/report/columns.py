@@ -75,6 +75,9 @@ _KNOWN = [
     Column("landmarks", "landmarks", "Number of landmarks; empty where the method takes none.", 0),
     Column("iterations", "iterations", "Iterations of the pseudo-inverse; empty where the method takes none.", 0),
     Column("parameters", "parameters", "All parameters of the attention."),
+    Column("bias_use", "position bias", "What the method does with the position bias: used, folded (as features of a "
+           "low rank) or ignored."),
+    Column("mask_use", "shift mask", "What the method does with the mask of shifted windows: used or ignored."),
     Column("settings", "settings", "Parameters of the attention, beyond landmarks and iterations, that differ here."),
     Column("device", "device", "Where it was measured."),
     Column("dtype", "dtype", "Precision of the computation."),
@@ -83,6 +86,8 @@ _KNOWN = [
            "brackets the interquartile range.", 1, "latency_iqr_ms"),
     Column("latency_iqr_ms", "latency IQR (ms)", "Interquartile range of one forward pass.", 2),
     Column("first_ms", "first call (ms)", "The first call, which is in no other number.", 1),
+    Column("setup_ms", "set-up (ms)", "Time for what the method makes once a layer and window size and keeps: factors "
+           "of the position bias, say. It is part of the first call, and in no other number.", 1),
     _speedup("exact", "exact attention in separate operations"),
     _speedup("sdpa", "PyTorch's fused exact attention"),
     _speedup("native", "the model as released"),

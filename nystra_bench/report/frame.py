@@ -35,9 +35,10 @@ RATIOS = [f"speedup_vs_{reference}" for reference in (ORIGINAL, FUSED, RELEASED)
 
 COLUMNS = [
     *["model", "window", "bias", "task", "dataset", "attention", "landmarks", "iterations", "parameters"],
+    *["bias_use", "mask_use"],
     *["device", "dtype", "images", "psnr", "ssim", "input_psnr", "input_ssim"],
     *["deviation_psnr", "deviation_ssim", "deviation_rms", "deviation_max", "native_deviation_psnr"],
-    *["latency_ms", "latency_iqr_ms", "first_ms", *RATIOS],
+    *["latency_ms", "latency_iqr_ms", "first_ms", "setup_ms", *RATIOS],
     *[f"{ratio}_{end}" for ratio in RATIOS for end in ("low", "high")],
     *["floor_ms", "noise_low", "noise_high", "peak_memory_mb", "gflops", "attention_gflops", "status", "reason"],
 ]
@@ -47,7 +48,8 @@ BOUNDS = ["row", "layer", "head", "window", "matrix_error"]
 """The columns of ``ReportData.bounds`` that are always there."""
 
 INTEGERS = ["window", "landmarks", "iterations", "images"]
-TEXTS = ["model", "bias", "task", "dataset", "attention", "parameters", "device", "dtype", "status", "reason"]
+TEXTS = ["model", "bias", "task", "dataset", "attention", "parameters", "bias_use", "mask_use"]
+TEXTS += ["device", "dtype", "status", "reason"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ class _Row:
     """One configuration while it is being put together."""
 
     cell: dict
+    uses: dict = field(default_factory=dict)
+    """what the attention makes of ``bias`` and ``mask``"""
     measures: dict[str, dict] = field(default_factory=dict)
     """measure -> ``key, status, reason`` and, where there is one, the ``result``"""
 
@@ -178,7 +182,8 @@ def _rows(store: Store, plan: list[dict]) -> list[_Row]:
         turn = 0
         while cell["measure"] in rows.get((shared, turn), _Row(cell)).measures:
             turn += 1
-        rows.setdefault((shared, turn), _Row(cell)).measures[cell["measure"]] = _measured(store, planned)
+        row = rows.setdefault((shared, turn), _Row(cell, planned.get("uses") or {}))
+        row.measures[cell["measure"]] = _measured(store, planned)
     groups: dict[str, list[_Row]] = defaultdict(list)
     for row in rows.values():
         groups[_identity(row.cell, "attention")].append(row)
@@ -221,6 +226,7 @@ def _assemble(store: Store, sweep: str, rows: list[_Row], names: dict[str, dict[
     pictures: dict[int, tuple[Path, Callable[[str], Path]]] = {}
     for index, row in enumerate(rows):
         record = _configuration(row.cell, names) | _status(row.measures)
+        record |= {f"{what}_use": row.uses.get(what) for what in ("bias", "mask")}
         detail: dict[str, Any] = {"params": row.cell["attention"]["params"]}
         for measure, outcome in row.measures.items():
             cells.append({"row": index, "measure": measure} | {k: outcome[k] for k in ("key", "status", "reason")})
@@ -403,7 +409,7 @@ def _noise(companions: dict[str, list[float]]) -> Ratio | None:
 def _latency(value: dict, cell: dict) -> dict:
     samples, companions = value["samples_ms"], _companions(value, cell)
     record = {"latency_ms": float(np.median(samples)), "latency_iqr_ms": interquartile_range(samples)}
-    record["first_ms"] = _number(value.get("first_ms"))
+    record |= {name: _number(value.get(name)) for name in ("first_ms", "setup_ms")}
     for column, reference in zip(RATIOS, (ORIGINAL, FUSED, RELEASED), strict=True):
         if ratio := _ratio(companions.get(reference), samples):
             record |= {column: ratio.median, f"{column}_low": ratio.low, f"{column}_high": ratio.high}

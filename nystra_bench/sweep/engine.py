@@ -122,7 +122,8 @@ class Engine:
 
     def _write_cells(self, planned: list[Planned]) -> None:
         cells = [
-            {"key": p.cell.key, "cell": p.cell.content, "status": p.status, "reason": p.reason} for p in planned
+            {"key": p.cell.key, "cell": p.cell.content, "uses": p.uses, "status": p.status, "reason": p.reason}
+            for p in planned
         ]
         content = {"schema": SCHEMA, "sweep": self.name, "cells": cells}
         write_atomically(self.cells_file, json.dumps(content, indent=1))

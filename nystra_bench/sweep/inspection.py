@@ -132,6 +132,7 @@ def _attention(config: dict, windows: list[int]) -> dict:
     return {
         "version": attention.version,
         "params": {key: value for key, value in config.items() if not key.startswith("_")},
+        "uses": attention.uses(),
         "refusals": {str(size): attention.refuses(size, size) for size in windows},
     }
 

@@ -15,11 +15,17 @@ from nystra_bench.sweep.inspection import use
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell of a sweep with the configuration that makes it; ``reason`` says why it is skipped, if it is."""
+    """A cell of a sweep with the configuration that makes it.
+
+    Attributes:
+        uses: what the attention makes of position bias and shift mask (``Attention.uses``).
+        reason: why the cell is skipped, if it is.
+    """
 
     cell: Cell
     choice: Choice
     window: int
+    uses: dict[str, str]
     reason: str | None
 
     @property
@@ -99,7 +105,8 @@ def _resolve(choice: Choice, facts: dict, catalogue: Catalogue, tiling: dict | N
     }
     resolved = replace(choice, position_bias=bias)
     sides = model["windows"][use(choice.task.text, choice.window_size)]
-    return Planned(Cell.of(content), resolved, window, _refusal(window, sides, attention, machine, task))
+    reason = _refusal(window, sides, attention, machine, task)
+    return Planned(Cell.of(content), resolved, window, attention["uses"], reason)
 
 
 def _model_name(model: Option, catalogue: Catalogue) -> str:

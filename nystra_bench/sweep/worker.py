@@ -34,7 +34,14 @@ from nystra_bench.measure.flops import count_flops
 from nystra_bench.measure.spectrum import SpectrumProbe
 from nystra_bench.measure.timer import Clock, Entry, Timing, expected_s, instability, run_rounds, warm_up
 from nystra_bench.metrics.base import Accumulator, Metric, SetMetric
-from nystra_bench.models import attention_sites, calibrate, load_configured, named_attention_sites, plug
+from nystra_bench.models import (
+    attention_sites,
+    calibrate,
+    load_configured,
+    named_attention_sites,
+    plug,
+    setup_seconds,
+)
 from nystra_bench.models.tiling import restore_in_tiles
 from nystra_bench.sweep.cell import Cell, canonical_json
 from nystra_bench.sweep.inspection import own_stdout
@@ -283,6 +290,7 @@ class Worker:
                 entry.prepare()
                 self.check_memory(self.native if name == "native" else self.model)
                 warm_up(entry, timing, clock)
+                entry.setup_ms = 1e3 * setup_seconds(self.native if name == "native" else self.model)
                 entries[name] = entry
             except Exception as error:
                 traceback.print_exc()
@@ -318,6 +326,7 @@ class Worker:
         return {
             "samples_ms": entry.samples_ms,
             "first_ms": entry.first_ms,
+            "setup_ms": entry.setup_ms or None,
             "repeats": entry.repeats,
             "companions": companions,
             "seed": self.request["seed"],

@@ -260,6 +260,8 @@ def test_class_declares_what_it_is(attention):
     assert isinstance(attention, Attention)
     assert isinstance(attention.version, str) and attention.version
     assert all(isinstance(flag, bool) for flag in (attention.exact, attention.uses_bias, attention.uses_mask))
+    assert attention.uses_bias or not attention.folds_bias
+    assert set(attention.uses().values()) <= {"used", "folded", "ignored"}
     assert type(attention).__doc__ != Attention.__doc__ and type(attention).__doc__
 
 

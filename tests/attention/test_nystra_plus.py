@@ -176,6 +176,19 @@ def test_the_bias_is_asked_for_once_a_layer_and_window():
         assert len(asked) == 1
 
 
+def test_large_windows_never_see_a_full_svd(monkeypatch):
+    decomposed, svd = [], torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda x, **how: decomposed.append(tuple(x.shape)) or svd(x, **how))
+    side = 32
+    position = torch.arange(side * side).float()
+    bias = torch.exp(-(position[:, None] - position).abs() / 99)[None]
+    q, k, v = random_qkv(1, 1, side * side, DIM)
+    for attention in (NystraPlusAttention(), FoldedAttention()):
+        decomposed.clear()
+        attention(q, k, v, Window(side, side, lambda: bias))
+        assert decomposed and max(min(shape[-2:]) for shape in decomposed) <= 64
+
+
 def test_folded_attention_is_exact_attention_with_the_reduced_bias():
     q, k, v = smooth_qkv(4)
     regions = shift_regions(2 * SIDE, 2 * SIDE, SIDE, SIDE // 2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from attention_references import random_qkv
 
-from nystra_bench.attention.base import MASKED, Attention, Window, add_bias_and_mask
+from nystra_bench.attention.base import MASKED, Attention, Cache, Window, add_bias_and_mask
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.attention.nystra import NystraAttention
@@ -59,10 +61,29 @@ def test_mask_keeps_regions_apart():
 
 
 def test_cache_belongs_to_the_caller():
-    cache = {}
+    cache = Cache()
     Window(2, 2, cache=cache).cache["factors"] = 1
     assert cache == {"factors": 1}
     assert Window(2, 2).cache is not Window(2, 2).cache
+
+
+def test_what_is_made_once_is_timed_once():
+    cache, made = Cache(), []
+
+    def inner():
+        made.append("inner")
+        time.sleep(0.02)
+        return 1
+
+    def outer():
+        made.append("outer")
+        time.sleep(0.02)
+        return 1 + cache.once("inner", inner)
+
+    started = time.perf_counter()
+    assert [cache.once("outer", outer), cache.once("outer", outer), cache.once("inner", inner)] == [2, 2, 1]
+    assert made == ["outer", "inner"]
+    assert 0.04 <= cache.setup_s <= time.perf_counter() - started
 
 
 def test_bias_and_mask_are_added_to_the_right_head_and_window():

@@ -36,7 +36,7 @@ def test_the_row_says_what_the_method_does(name):
     attention = instantiate(CONFIGS[name])
     defaults = {key: value for key, value in CONFIGS[name].items() if not key.startswith("_")}
     assert parameters.strip("`") == (" ".join(f"{key}={value}" for key, value in defaults.items()) or "–")
-    assert (bias, mask) == tuple("used" if uses else "ignored" for uses in (attention.uses_bias, attention.uses_mask))
+    assert (bias, mask) == tuple(attention.uses().values())
     number = paper.rpartition("/")[2].rstrip(")")
     assert name == "uniform" or number in (inspect.getdoc(type(attention)) or "")
     q, k, _ = random_qkv(2, 2, 64, 16, seed=1)

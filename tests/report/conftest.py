@@ -51,7 +51,8 @@ class SyntheticStore:
             "settings": {} if measure == "quality" else {"hardware": "toy", "threads": 2},
         }
         cell = Cell.of(content | changes)
-        self.cells.append({"key": cell.key, "cell": cell.content, "status": "planned", "reason": None})
+        uses = {"bias": "folded", "mask": "ignored"}
+        self.cells.append({"key": cell.key, "cell": cell.content, "uses": uses, "status": "planned", "reason": None})
         return cell
 
     def skip(self, cell: Cell, reason: str) -> None:
@@ -80,7 +81,7 @@ class SyntheticStore:
         self.store.write_arrays(self.store.panel_images(cell, "image0"), input=degraded, clean=clean)
 
     def latency(self, cell: Cell, samples: list[float], companions: dict, **about) -> None:
-        value = {"samples_ms": samples, "first_ms": 2 * samples[0], "companions": companions}
+        value = {"samples_ms": samples, "first_ms": 2 * samples[0], "setup_ms": 5.0, "companions": companions}
         self._save(cell, value | {"height": 48, "width": 64, "batch": 1, "seed": 0}, **about)
 
     def memory(self, cell: Cell, peak: float = 512.0, gflops: float = 12.5, attention: float = 3.1) -> None:

@@ -139,9 +139,9 @@ def test_readable_forms(synthetic):
     chosen = {"tables": {name: options(name) for name in ("ranking", "standings")}}
     folder = build_report(synthetic.write(), "demo", chosen, "").parent
     ranking, standings = ((folder / f"{name}.md").read_text() for name in ("ranking", "standings"))
-    assert "| 1 (1–2) | near | 45.00 | – | 12.00 (11.00 to 13.00) | 2–1–0 | 0.45 |" in ranking
-    assert "| 2 (1–2) | like_near | 44.83 | ≈0 (−1.00 to 1.00) |" in ranking
-    assert "| – | exact | ∞ | – | – | – | 0.00 |" in ranking
+    assert "| 1 (1–2) | near | folded | ignored | 45.00 | – | 12.00 (11.00 to 13.00) | 2–1–0 | 0.45 |" in ranking
+    assert "| 2 (1–2) | like_near | folded | ignored | 44.83 | ≈0 (−1.00 to 1.00) |" in ranking
+    assert "| – | exact | folded | ignored | ∞ | – | – | – | 0.00 |" in ranking
     assert "| near | 1 | 1 | 2–1–0 | 0.67 | 1–0–0 |" in standings
     assert "won--tied--lost" in (folder / "ranking.tex").read_text()
     assert "farther from the original than nothing" in (folder / "report.html").read_text()

@@ -94,6 +94,7 @@ def test_infinity_survives_the_store_and_the_csv(report, data):
 def test_latencies_are_medians_and_speedups_paired_ratios(data):
     row = row_of(data.frame, "nystra", landmarks=16)
     assert (row["latency_ms"], row["latency_iqr_ms"], row["first_ms"], row["floor_ms"]) == (80.0, 1.0, 160.0, 60.0)
+    assert row["setup_ms"] == 5.0
     # 400/80, 410/82, 390/78, 400/80 are 5, and 405/81 too.
     assert [row[f"speedup_vs_exact{end}"] for end in ("", "_low", "_high")] == [5.0, 5.0, 5.0]
     assert row["speedup_vs_sdpa"] == np.median([150 / 80, 152 / 82, 149 / 78, 150 / 80, 151 / 81])

@@ -39,6 +39,19 @@ def test_failures_are_rows_and_the_next_run_tries_them_again(bench, tmp_path):
     assert plan.out.splitlines()[-1].endswith("6 cells: 6 done; 0 to measure")
 
 
+def test_what_is_made_once_is_timed_apart_and_what_becomes_of_the_bias_is_shown(bench):
+    words = ["attention=[nystra,nystra_plus]", "attention.landmarks=4", "position_bias=native", "figures=[]"]
+    assert bench(*words, "measure=latency").code == 0
+    values = {r["cell"]["attention"]["name"]: r["value"] for r in bench.stored()}
+    assert values["nystra"]["setup_ms"] is None
+    assert 0 < values["nystra_plus"]["setup_ms"] < values["nystra_plus"]["first_ms"]
+    table = bench.table().set_index("attention")
+    assert list(table.loc["nystra", ["bias_use", "mask_use"]]) == ["ignored", "ignored"]
+    assert list(table.loc["nystra_plus", ["bias_use", "mask_use"]]) == ["folded", "used"]
+    assert table.loc["nystra_plus", "setup_ms"] == pytest.approx(values["nystra_plus"]["setup_ms"])
+    assert "set-up (ms)" in (bench.results / "tiny" / "table.md").read_text()
+
+
 def test_timings_and_memory_go_on_without_what_fails(bench):
     words = ["attention=[raising,killing,nystra]", "attention.landmarks=4", "position_bias=native", "figures=[]"]
     assert bench(*words, "measure=[latency,memory]").code == 2
