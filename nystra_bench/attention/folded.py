@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nystra_bench.attention.base import Window, add_bias_and_mask
-from nystra_bench.attention.folding import bias_factors
+from nystra_bench.attention.folding import bias_factors, centred
 from nystra_bench.attention.nystra import check_counts
 from nystra_bench.attention.sdpa import FusedAttention
 
@@ -36,7 +36,7 @@ class FoldedAttention(FusedAttention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         dim_v = v.shape[-1]
         if window.has_bias:
-            f, g = window.cache.once("factors", lambda: bias_factors(window.bias(), self.bias_rank))
+            f, g = window.cache.once("factors", lambda: bias_factors(centred(window.bias()), self.bias_rank))
             q, k = (torch.cat([x, y.to(x.dtype).expand(x.shape[0], -1, -1, -1)], -1) for x, y in ((q, f), (k, g)))
         # The fused CPU kernel wants values as wide as keys.
         width = max(q.shape[-1], dim_v)
@@ -46,7 +46,7 @@ class FoldedAttention(FusedAttention):
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
         folded = Window(window.height, window.width, None, window.regions)
         if window.has_bias:
-            f, g = bias_factors(window.bias(), self.bias_rank)
+            f, g = bias_factors(centred(window.bias()), self.bias_rank)
             folded = Window(window.height, window.width, lambda: f @ g.transpose(-2, -1), window.regions)
         return add_bias_and_mask(q @ k.transpose(-2, -1), folded).softmax(-1)
 

@@ -9,15 +9,18 @@ EXACT_UP_TO = 512
 """Tokens up to which the bias is factorised by a full SVD; a randomised one beyond."""
 
 
-def bias_factors(bias: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """F, G of shape (H, N, rank), float32, with ``F G^T`` the position bias (H, N, N) as softmax sees it.
+def centred(bias: Tensor) -> Tensor:
+    """The position bias (H, N, N) less the mean of each row, float32: the same to softmax, and nearer to a low rank."""
+    bias = bias.float()
+    return bias - bias.mean(-1, keepdim=True)
 
-    It is the best approximation of that rank of the bias less the mean of each row, which softmax over the row does not
-    see. Beyond ``EXACT_UP_TO`` tokens by a randomised SVD (Halko et al., arXiv 0909.4061) with a seed of its own, so
+
+def bias_factors(bias: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """F, G of shape (H, N, rank), float32, with ``F G^T`` nearest to a position bias (H, N, N), which is ``centred``.
+
+    Beyond ``EXACT_UP_TO`` tokens by a randomised SVD (Halko et al., arXiv 0909.4061) with a seed of its own, so
     that the same bias has the same factors.
     """
-    bias = bias.float()
-    bias = bias - bias.mean(-1, keepdim=True)
     rank = min(rank, bias.shape[-1])
     if bias.shape[-1] <= EXACT_UP_TO:
         u, s, vh = torch.linalg.svd(bias, full_matrices=False)

@@ -1,4 +1,4 @@
-"""nystra_plus: attention to clusters of keys, corrected by a Nyström step, with the position bias as features."""
+"""nystra_plus: attention to clusters of keys and to oneself, corrected by a Nyström step, the bias as features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.calibration import choose
-from nystra_bench.attention.folding import bias_factors
+from nystra_bench.attention.folding import bias_factors, centred
 from nystra_bench.attention.landmarks import central_tokens, every_other_token, pooled_landmarks, refuses_landmarks
 from nystra_bench.attention.nystra import check_counts
 from nystra_bench.attention.pinv import razavi_pinv
@@ -32,21 +32,24 @@ slower on CPUs."""
 
 
 class NystraPlusAttention(Attention):
-    """Ours: ``out = L (V' + P (U V - A V'))``; O(N m) time and memory a window.
+    """Ours: ``out = L (V' + P (U V - A V')) + D V``; O(N m) time and memory a window.
 
     The tokens of a window and head are put into m clusters by their keys; Q', K', V' are the clusters' means, n their
-    sizes. With ``L = softmax(QK'^T + log n)``, ``A = softmax(Q'K'^T + log n)`` and ``U = softmax(Q'K^T)``,
+    sizes. With ``A = softmax(Q'K'^T + log n)`` and ``U = softmax(Q'K^T)``,
 
-    - ``L V'`` is attention to the clusters, each standing for n equal keys;
+    - L is ``n exp(QK'^T)``, so ``L V'`` is attention to the clusters, each standing for n equal keys;
+    - D is diagonal, ``exp(q k) - exp(q k')`` for each token's own key k and the mean k' of its cluster: what a token is
+      to itself is computed exactly, since it is often most of a row, and what a mean of keys loses first;
+    - the rows of L and D together are divided by their sum;
     - ``U V`` is exact attention at the m mean queries, so ``U V - A V'`` is what the clusters get wrong there;
     - P, the pseudo-inverse of A by Razavi's iteration, spreads that over all queries. It is the Nyström step of
       PnP-Nystra (arXiv 2506.08520) with softmax factors, as in Nyströmformer (arXiv 2102.03902).
 
-    Whatever P is, the rows of the whole sum to one: neither guard nor division is needed. With all tokens as landmarks
-    it is exact attention. The position bias is folded into the features, ``[Q F][K G]^T = Q K^T + B``, so that
-    clusters, landmarks and factors all know it; F and G are made once a layer and window size. In shifted windows each
-    cluster lies in one region, that of the token it starts from, and is masked like it. A region in which no cluster
-    starts is not kept apart; a grid of landmarks with at least two rows and two columns leaves none.
+    Whatever P is, the rows of the whole sum to one, and no guard is needed. With all tokens as landmarks it is exact
+    attention. The position bias is folded into the features, ``[Q F][K G]^T = Q K^T + B``, so that clusters, landmarks
+    and factors all know it, and its diagonal is kept for D; all are made once a layer and window size. In shifted
+    windows each cluster lies in one region, that of the token it starts from, and is masked like it. A region in which
+    no cluster starts is not kept apart; a grid of landmarks with at least two rows and two columns leaves none.
 
     Args:
         landmarks: m, the number of clusters.
@@ -55,6 +58,7 @@ class NystraPlusAttention(Attention):
         landmarks_from: ``clusters`` of the keys with their features, or ``cells`` of a grid, as in PnP-Nystra.
         clustering: steps of Lloyd's k-means on every other row and column of tokens, from the tokens in the middle of a
             grid's cells, before all tokens join their nearest cluster.
+        exact_diagonal: whether D is there.
         target_deviation: PSNR in dB that the output is to keep with that of exact attention. Landmarks and rank are
             then chosen for each layer on a few images (``calibration.choose``), the other parameters as they are.
 
@@ -62,7 +66,7 @@ class NystraPlusAttention(Attention):
         ValueError: a parameter is out of its range.
     """
 
-    version = "3"
+    version = "4"
     uses_bias = True
     folds_bias = True
     uses_mask = True
@@ -75,7 +79,8 @@ class NystraPlusAttention(Attention):
         iterations: int = 6,
         bias_rank: int = 8,
         landmarks_from: str = "clusters",
-        clustering: int = 1,
+        clustering: int = 0,
+        exact_diagonal: bool = True,
         target_deviation: float | None = None,
     ):
         super().__init__()
@@ -90,6 +95,9 @@ class NystraPlusAttention(Attention):
             raise ValueError(f"landmarks_from={landmarks_from} is unknown: accepted are {accepted}")
         self.landmarks_from = landmarks_from
         self.clustering = clustering
+        if not isinstance(exact_diagonal, bool):
+            raise ValueError(f"exact_diagonal={exact_diagonal} is unknown: accepted are true, false")
+        self.exact_diagonal = exact_diagonal
         if target_deviation is not None and not 0 < target_deviation < 200:
             raise ValueError(f"target_deviation={target_deviation} is out of range: accepted are 0 to 200 dB, or null")
         self.target_deviation = target_deviation
@@ -104,7 +112,7 @@ class NystraPlusAttention(Attention):
             return {}
         candidates = {
             f"landmarks={landmarks} bias_rank={rank}": NystraPlusAttention(
-                landmarks, self.iterations, rank, self.landmarks_from, self.clustering
+                landmarks, self.iterations, rank, self.landmarks_from, self.clustering, self.exact_diagonal
             )
             for landmarks in LANDMARKS
             for rank in BIAS_RANKS
@@ -141,8 +149,11 @@ class NystraPlusAttention(Attention):
         residual = torch.baddbmm(correct.float(), kernel, v_marks.float(), alpha=-1)
         values = torch.baddbmm(v_marks.float(), razavi_pinv(kernel, self.iterations), residual).to(v.dtype)
 
-        left = softmax_over_rows(logits(k_marks, torch.cat([g_marks, weights], -1), q, bias.queries, mask))
+        left = logits(k_marks, torch.cat([g_marks, weights], -1), q, bias.queries, mask)
+        left, diagonal = softmax_over_rows(left, bias.own(q, k) if self.exact_diagonal else None, shares)
         out = (left.mT @ F.pad(values, (0, -d_v % 4)))[..., :d_v]  # twice as fast with 4 k columns
+        if diagonal is not None:
+            out = out.addcmul_(diagonal.mT, v)
         return out.view(heads, batch, -1, d_v).transpose(0, 1)
 
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
@@ -165,12 +176,15 @@ class NystraPlusAttention(Attention):
 
         def make() -> BiasFeatures:
             f = g = like.new_zeros(heads, window.tokens, 0)
+            diagonal = like.new_zeros(heads, window.tokens)
             if window.has_bias and self.bias_rank:
-                f, g = (x.to(like.dtype) for x in bias_factors(window.bias(), self.bias_rank))
+                bias = centred(window.bias())
+                f, g = (x.to(like.dtype) for x in bias_factors(bias, self.bias_rank))
+                diagonal = bias.diagonal(dim1=-2, dim2=-1).to(like.dtype)
             ones = like.new_ones(heads, 1, window.tokens)
             rows = (torch.cat(x, 1) for x in ((f.mT, ones), (g.mT, ones), (f.mT, g.mT)))
             sample = every_other_token(g, window.height, window.width)
-            return BiasFeatures(*rows, g[:, self._centres(window, g.device)], sample)
+            return BiasFeatures(*rows, g[:, self._centres(window, g.device)], sample, diagonal)
 
         return window.cache.once(("features", like.dtype), make)
 
@@ -195,7 +209,7 @@ class NystraPlusAttention(Attention):
         if self.landmarks_from == "cells":
             shares = window.cache.once("cells", lambda: _cell_shares(self.landmarks, *size).to(k))
             sizes = (shares > 0).sum(-1, keepdim=True).to(shares.dtype)
-            return tuple(x.expand(len(k), -1, -1) for x in (shares, sizes))
+            return tuple(x.repeat(len(k), 1, 1) for x in (shares, sizes))
         marks = beside(k[:, self._centres(window, k.device)], bias.centres)
         if self.clustering:
             sample = beside(every_other_token(k, *size), bias.sample)
@@ -224,12 +238,19 @@ class BiasFeatures:
     """G of the tokens that clusters start from, (H, m, r)"""
     sample: Tensor
     """G of every other row and column of tokens, (H, n, r)"""
+    diagonal: Tensor
+    """The bias of each token to itself, (H, N)"""
 
     def means(self, shares: Tensor) -> tuple[Tensor, Tensor]:
         """F and G averaged with shares (H * b, m, N): (H * b, m, r) each."""
         by_head = shares.reshape(len(self.both), -1, shares.shape[-1])
         both = (self.both @ by_head.mT).mT.reshape(*shares.shape[:2], -1)
         return both.chunk(2, -1)
+
+    def own(self, q: Tensor, k: Tensor) -> Tensor:
+        """Logits (H * b, 1, N) of each token with itself."""
+        products = torch.linalg.vecdot(q, k)
+        return (products.view(len(self.diagonal), -1, q.shape[1]) + self.diagonal[:, None]).view(len(q), 1, -1)
 
 
 @dataclass(frozen=True)
@@ -285,12 +306,28 @@ def _members(nearness: Tensor) -> tuple[Tensor, Tensor]:
     return members.div_(sizes.clamp(min=1)), sizes
 
 
-def softmax_over_rows(logits: Tensor) -> Tensor:
-    """Of (b, m, N) over m, in place where no gradient needs the logits; weights below 1e-26 are as good as none."""
-    if logits.requires_grad:
-        return logits.softmax(1)
-    weights = logits.sub_(logits.amax(1, keepdim=True)).clamp_(min=FAINT).exp_()
-    return weights.div_(weights.sum(1, keepdim=True))
+def softmax_over_rows(logits: Tensor, own: Tensor | None, shares: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Weights of the clusters, and of the tokens themselves beyond their part in those.
+
+    Args:
+        logits: (b, m, N) of the clusters, their sizes in it; overwritten where no gradient needs them.
+        own: (b, 1, N) of the tokens with themselves; None to leave them to their clusters.
+        shares: (b, m, N), of the tokens in the clusters' means; overwritten like the logits.
+
+    Returns:
+        (b, m, N) and (b, 1, N) that sum to one over all rows; weights below 1e-26 are as good as none.
+    """
+    top = logits.amax(1, keepdim=True)
+    top = top if own is None else torch.maximum(top, own)
+    keep = logits.requires_grad
+    weights = (logits - top if keep else logits.sub_(top)).clamp_(min=FAINT).exp_()
+    total, diagonal = weights.sum(1, keepdim=True), None
+    if own is not None:
+        within = (weights * shares if keep else shares.mul_(weights)).sum(1, keepdim=True)
+        diagonal = (own - top).exp() - within
+        total = total + diagonal
+        diagonal = diagonal / total
+    return (weights / total if keep else weights.div_(total)), diagonal
 
 
 def by_rows(left: Tensor, right: Tensor) -> Tensor:

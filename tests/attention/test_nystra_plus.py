@@ -9,7 +9,7 @@ from attention_references import random_qkv, relative_error
 from nystra_bench.attention.base import Window
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.folded import FoldedAttention
-from nystra_bench.attention.folding import bias_factors
+from nystra_bench.attention.folding import bias_factors, centred
 from nystra_bench.attention.landmarks import central_tokens, pooled_landmarks
 from nystra_bench.attention.nystra_plus import LANDMARKS_FROM, NystraPlusAttention
 from nystra_bench.attention.pinv import razavi_pinv
@@ -46,10 +46,10 @@ def test_a_bias_of_low_rank_is_recovered_by_its_factors_whatever_the_window():
     for tokens in (64, 1024):  # a full SVD, and a randomised one
         rng = torch.Generator().manual_seed(tokens)
         bias = torch.randn(1, tokens, 4, generator=rng) @ torch.randn(1, 4, tokens, generator=rng)
-        f, g = bias_factors(bias, 4)
+        f, g = bias_factors(centred(bias), 4)
         assert f.shape == g.shape == (1, tokens, 4)
         assert relative_error(f @ g.mT, bias - bias.mean(-1, keepdim=True)) < 1e-4
-        again, _ = bias_factors(bias, 4)
+        again, _ = bias_factors(centred(bias), 4)
         assert torch.equal(f, again)
 
 
@@ -90,8 +90,11 @@ def test_more_landmarks_come_closer_and_all_of_them_are_exact_but_for_the_rank_o
     assert errors[-1] < 1e-4
 
 
-def plain(q, k, v, bias, landmarks, iterations, clustering):
-    """The formula by loops over clusters, with the bias whole; for one window and head."""
+def plain(q, k, v, bias, landmarks, iterations, clustering, own):
+    """The formula by loops over clusters, with the bias whole; for one window and head.
+
+    ``own`` (N,): the bias of the tokens to themselves, or None for no exact diagonal.
+    """
     extended = torch.cat([k, bias[1]], -1)  # G of the factors stands beside the keys
     means = extended[central_tokens(landmarks, SIDE, SIDE)]
     sample = extended.view(SIDE, SIDE, -1)[1::2, 1::2].flatten(0, 1)
@@ -108,24 +111,33 @@ def plain(q, k, v, bias, landmarks, iterations, clustering):
     left, kernel = to_mean.softmax(-1), rows.softmax(-1)
     right = torch.stack([logits[g].mean(0) for g in groups]).softmax(-1)
     first = torch.stack([v[g].mean(0) for g in groups])
-    return left @ (first + razavi_pinv(kernel, iterations) @ (right @ v - kernel @ first))
+    values = first + razavi_pinv(kernel, iterations) @ (right @ v - kernel @ first)
+    if own is None:
+        return left @ values
+    masses = to_mean.exp()
+    member = torch.stack([g.double() / g.sum() for g in groups], 1)
+    beyond = (q * k).sum(-1).add(own).exp() - (masses * member).sum(1)
+    return (masses @ values + beyond[:, None] * v) / (masses.sum(1) + beyond)[:, None]
 
 
 @pytest.mark.parametrize("clustering", [0, 1, 3])
-def test_agrees_with_the_formula_by_loops(clustering):
+@pytest.mark.parametrize("exact_diagonal", [False, True])
+def test_agrees_with_the_formula_by_loops(clustering, exact_diagonal):
     q, k, v = (x.double() for x in smooth_qkv(1))
-    attention = NystraPlusAttention(landmarks=8, iterations=4, bias_rank=3, clustering=clustering)
+    attention = NystraPlusAttention(8, 4, 3, clustering=clustering, exact_diagonal=exact_diagonal)
     out = attention(q, k, v, Window(SIDE, SIDE, lambda: smooth_bias().double()))
-    f, g = (x.double() for x in bias_factors(smooth_bias(), 3))
+    bias = centred(smooth_bias())
+    f, g = (x.double() for x in bias_factors(bias, 3))
     for head in range(HEADS):
-        expected = plain(q[0, head], k[0, head], v[0, head], (f[head], g[head]), 8, 4, clustering)
+        own = bias[head].diagonal().double() if exact_diagonal else None
+        expected = plain(q[0, head], k[0, head], v[0, head], (f[head], g[head]), 8, 4, clustering, own)
         torch.testing.assert_close(out[0, head], expected, rtol=1e-4, atol=1e-4)  # the inverse is in float32
 
 
 def test_cells_of_the_grid_can_be_the_landmarks():
     """By the formula: the cells' means, each of as many tokens as it has."""
     q, k, v = (x.double() for x in smooth_qkv(1))
-    out = NystraPlusAttention(4, 6, landmarks_from="cells")(q, k, v, Window(SIDE, SIDE))
+    out = NystraPlusAttention(4, 6, landmarks_from="cells", exact_diagonal=False)(q, k, v, Window(SIDE, SIDE))
     size = SIDE, SIDE, 4
     q_marks, k_marks, v_marks = (pooled_landmarks(x, *size) for x in (q, k, v))
     kernel = (q_marks @ k_marks.mT).softmax(-1)  # all cells are of one size, which softmax does not see

@@ -219,13 +219,8 @@ def _ranks(data: ReportData, contest: Contest) -> pd.DataFrame:
     """The rows of a setting by rank, then its references; index as in the frame."""
     named = [*GROUP, "images", "attention", "landmarks", "iterations", "parameters"]
     named += ["bias_use", "mask_use", DEVIATION, "psnr"]
-    timed = [
-        "latency_ms",
-        "latency_iqr_ms",
-        "setup_ms",
-        *RATIOS,
-        *(f"{r}_{end}" for r in RATIOS for end in ("low", "high")),
-    ]
+    timed = ["latency_ms", "latency_iqr_ms", "setup_ms"]
+    timed += [*RATIOS, *(f"{r}_{end}" for r in RATIOS for end in ("low", "high"))]
     setting = data.frame.loc[contest.setting]
     references = setting.index[setting["attention"].isin(REFERENCES)]
     ranked = [contest.rows[i] for i in contest.ranked]
