@@ -131,7 +131,7 @@ class NystraPlusAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         batch, heads, _, d_v = v.shape
         # Heads first: all windows of a head share the bias, so its part of the logits is one matrix product a head.
-        q, k, v = (x.transpose(0, 1).contiguous().flatten(0, 1) for x in (q, k, v))
+        q, k, v = (x.transpose(0, 1).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         bias, masks = self._bias_features(window, heads, q), self._masks(window, q)
         mask = None if masks is None else masks.tokens
 
@@ -151,7 +151,9 @@ class NystraPlusAttention(Attention):
 
         left = logits(k_marks, torch.cat([g_marks, weights], -1), q, bias.queries, mask)
         left, diagonal = softmax_over_rows(left, bias.own(q, k) if self.exact_diagonal else None, shares)
-        out = (left.mT @ F.pad(values, (0, -d_v % 4)))[..., :d_v]  # twice as fast with 4 k columns
+        if d_v % 4:
+            values = F.pad(values, (0, -d_v % 4))  # twice as fast with 4 k columns
+        out = torch.bmm(left.mT, values)[..., :d_v]
         if diagonal is not None:
             out = out.addcmul_(diagonal.mT, v)
         return out.view(heads, batch, -1, d_v).transpose(0, 1)
@@ -198,9 +200,9 @@ class NystraPlusAttention(Attention):
         if regions is None:
             return None
         regions = regions.to(like.dtype)
-        clusters = regions[:, self._centres(window, regions.device)]
-        sample = every_other_token(regions[..., None], window.height, window.width)[..., 0]
-        return Masks(*(_apart(clusters, others) for others in (regions, sample, clusters)))
+        clusters = regions.index_select(1, self._centres(window, regions.device))
+        sample = every_other_token(regions[..., None], window.height, window.width)[..., 0] if self.clustering else None
+        return Masks(*(None if x is None else _apart(clusters, x) for x in (regions, sample, clusters)))
 
     @torch.no_grad()
     def _clusters(self, k: Tensor, bias: BiasFeatures, masks: Masks | None, window: Window) -> tuple[Tensor, Tensor]:
@@ -210,7 +212,7 @@ class NystraPlusAttention(Attention):
             shares = window.cache.once("cells", lambda: _cell_shares(self.landmarks, *size).to(k))
             sizes = (shares > 0).sum(-1, keepdim=True).to(shares.dtype)
             return tuple(x.repeat(len(k), 1, 1) for x in (shares, sizes))
-        marks = beside(k[:, self._centres(window, k.device)], bias.centres)
+        marks = beside(k.index_select(1, self._centres(window, k.device)), bias.centres)
         if self.clustering:
             sample = beside(every_other_token(k, *size), bias.sample)
         for _ in range(self.clustering):
@@ -244,7 +246,7 @@ class BiasFeatures:
     def means(self, shares: Tensor) -> tuple[Tensor, Tensor]:
         """F and G averaged with shares (H * b, m, N): (H * b, m, r) each."""
         by_head = shares.reshape(len(self.both), -1, shares.shape[-1])
-        both = (self.both @ by_head.mT).mT.reshape(*shares.shape[:2], -1)
+        both = torch.bmm(self.both, by_head.mT).mT.reshape(*shares.shape[:2], -1)
         return both.chunk(2, -1)
 
     def own(self, q: Tensor, k: Tensor) -> Tensor:
@@ -259,8 +261,8 @@ class Masks:
 
     tokens: Tensor
     """(nW, m, N)"""
-    sample: Tensor
-    """(nW, m, n), every other row and column of tokens"""
+    sample: Tensor | None
+    """(nW, m, n), every other row and column of tokens, where they are clustered first"""
     centres: Tensor
     """(nW, m, m), the clusters themselves"""
 
@@ -272,7 +274,7 @@ def logits(marks: Tensor, features: Tensor, tokens: Tensor, token_features: Tens
     """
     heads, rank = len(token_features), features.shape[-1]
     by_head = features.reshape(heads, marks[..., 0].numel() // heads, rank)
-    both = (by_head @ token_features[:, :rank]).view(*marks.shape[:2], -1)
+    both = torch.bmm(by_head, token_features[:, :rank]).view(*marks.shape[:2], -1)
     if mask is not None:
         both.view(-1, *mask.shape).add_(mask)
     return both.baddbmm_(marks, tokens.mT)
@@ -332,7 +334,7 @@ def softmax_over_rows(logits: Tensor, own: Tensor | None, shares: Tensor) -> tup
 
 def by_rows(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` of (b, m, N) and (b, N, d): twice as fast in this order where d is small."""
-    return (right.mT @ left.mT).mT
+    return torch.bmm(right.mT, left.mT).mT
 
 
 def _cell_shares(landmarks: int, height: int, width: int) -> Tensor:

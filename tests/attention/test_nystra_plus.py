@@ -134,6 +134,16 @@ def test_agrees_with_the_formula_by_loops(clustering, exact_diagonal):
         torch.testing.assert_close(out[0, head], expected, rtol=1e-4, atol=1e-4)  # the inverse is in float32
 
 
+def test_a_token_that_sees_only_itself_keeps_its_value():
+    """As exact attention has it where keys are long; a mean of keys alone would lose that."""
+    _, k, v = random_qkv(2, HEADS, TOKENS, DIM)
+    q = k = 60**0.5 * torch.nn.functional.normalize(k, dim=-1)
+    window = Window(SIDE, SIDE)
+    assert relative_error(ExactAttention()(q, k, v, window), v) < 1e-3
+    assert relative_error(NystraPlusAttention()(q, k, v, window), v) < 1e-3
+    assert relative_error(NystraPlusAttention(exact_diagonal=False)(q, k, v, window), v) > 0.3
+
+
 def test_cells_of_the_grid_can_be_the_landmarks():
     """By the formula: the cells' means, each of as many tokens as it has."""
     q, k, v = (x.double() for x in smooth_qkv(1))
