@@ -171,6 +171,13 @@ def top_of(values: pd.Series, ceiling: float) -> Top | None:
     return Top(float(below.max()) + 0.25 * span, ceiling)
 
 
+def bottom_line(axes: Axes, floor: float) -> None:
+    """The line where what lies below the floor is drawn."""
+    axes.axhline(floor, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+    place = {"transform": axes.get_yaxis_transform(), "va": "bottom", "ha": "right"}
+    axes.text(0.99, floor, f"{floor:g} or below", color=GREY, fontsize="small", **place)
+
+
 def latency_axis(axes: Axes, values: Iterable[float]) -> None:
     """Latencies in ms: logarithmic where they span much, with plain numbers as ticks."""
     values = [value for value in values if value > 0 and math.isfinite(value)]

@@ -395,6 +395,18 @@ def test_single_points_have_the_letter_of_the_legend_and_lines_their_landmarks(s
     assert {"A  one", "B  two", "nystra, 2 iterations"} <= set(legend)
 
 
+def test_failures_far_below_do_not_push_the_others_together(synthetic):
+    for place, deviation in enumerate((40.0, 20.0, -180.0, float("-inf"))):
+        params = {"landmarks": place + 1}
+        synthetic.quality(synthetic.cell("quality", "one", params), [{"psnr": 30.0, "deviation_psnr": deviation}])
+        synthetic.latency(synthetic.cell("latency", "one", params), [10.0 + place], {})
+    with plotting.style():
+        ((_, drawn),) = instantiate(options("figure")["pareto"]).draw(load(synthetic.write(), "demo"))
+    axes = drawn.axes[0]
+    assert axes.get_ylim()[0] > -20 and "0 or below" in [text.get_text() for text in axes.texts]
+    assert {(12.0, 0.0), (13.0, 0.0)} <= {tuple(line.get_xydata()[0]) for line in axes.lines}
+
+
 @pytest.mark.parametrize("name", options("table"))
 def test_every_table_has_a_csv_and_a_readable_form(data, name):
     table = instantiate(options("table")[name], _convert_="all")

@@ -16,6 +16,7 @@ from nystra_bench.report.frame import ORIGINAL, REFERENCES, RELEASED, ReportData
 from nystra_bench.report.plotting import (
     Label,
     Top,
+    bottom_line,
     head,
     latency_axis,
     looks,
@@ -39,13 +40,14 @@ class Pareto(Figure):
     Args:
         metrics: columns of the frame, higher is better.
         ceiling: values above are drawn on one line: they are the same as the original but for rounding.
+        floor: values below are drawn on another: one failure would else push all others together.
     """
 
     place = 1
 
-    def __init__(self, title: str, metrics: list[str], ceiling: float = 90.0):
+    def __init__(self, title: str, metrics: list[str], ceiling: float = 90.0, floor: float = 0.0):
         super().__init__(title)
-        self.metrics, self.ceiling = list(metrics), float(ceiling)
+        self.metrics, self.ceiling, self.floor = list(metrics), float(ceiling), float(floor)
 
     def caption(self, data: ReportData) -> str:
         undrawn = len(data.frame) - len(self._drawable(data))
@@ -59,7 +61,8 @@ class Pareto(Figure):
             "are references: exact and sdpa compute the original, identity has no attention at all and bounds what any "
             "replacement can save. The dashed vertical line is the model as released, timed in the same session. The "
             "shaded line is the Pareto front. Open marks are unstable timings. Deviations above "
-            f"{self.ceiling:g} dB, and infinite ones, are drawn on the top line.{missing}{sessions}"
+            f"{self.ceiling:g} dB, and infinite ones, are drawn on the top line, those below "
+            f"{self.floor:g} dB on the bottom line.{missing}{sessions}"
         )
 
     def nothing(self, data: ReportData) -> str:
@@ -87,7 +90,11 @@ class Pareto(Figure):
         for metric, column_of_axes in zip(metrics, grid.T, strict=True):
             top = top_of(rows[metric], self.ceiling)
             for axes, (group, members) in zip(column_of_axes, panels, strict=True):
-                points = _Points(data, members[members[metric].notna()], metric, top, letters)
+                shown = members[members[metric].notna()]
+                shown = shown.assign(**{metric: shown[metric].clip(lower=self.floor)})
+                points = _Points(data, shown, metric, top, letters)
+                if (rows[metric] < self.floor).any():
+                    bottom_line(axes, self.floor)
                 drawn.append((axes, points, points.draw(axes, handles)))
                 points.draw_native(axes, _native(data, rows, metric), handles)
                 axes.set_title(group_label(group, ROW), loc="left")
