@@ -36,17 +36,20 @@ class FoldedAttention(FusedAttention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         dim_v = v.shape[-1]
         if window.has_bias:
-            f, g = window.cache.once("factors", lambda: bias_factors(centred(window.bias()), self.bias_rank))
+            f, g = window.cache.once("factors", lambda: self._factors(window))
             q, k = (torch.cat([x, y.to(x.dtype).expand(x.shape[0], -1, -1, -1)], -1) for x, y in ((q, f), (k, g)))
         # The fused CPU kernel wants values as wide as keys.
         width = max(q.shape[-1], dim_v)
         q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
         return self.attend(q, k, v, None, window.regions())[..., :dim_v]
 
+    def _factors(self, window: Window) -> tuple[Tensor, Tensor]:
+        return bias_factors(centred(window.bias()), self.bias_rank)
+
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
         folded = Window(window.height, window.width, None, window.regions)
         if window.has_bias:
-            f, g = bias_factors(centred(window.bias()), self.bias_rank)
+            f, g = self._factors(window)
             folded = Window(window.height, window.width, lambda: f @ g.transpose(-2, -1), window.regions)
         return add_bias_and_mask(q @ k.transpose(-2, -1), folded).softmax(-1)
 

@@ -133,23 +133,20 @@ class NystraPlusAttention(Attention):
         # Heads first: all windows of a head share the bias, so its part of the logits is one matrix product a head.
         q, k, v = (x.transpose(0, 1).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         bias, masks = self._bias_features(window, heads, q), self._masks(window, q)
-        mask = None if masks is None else masks.tokens
 
         shares, sizes = self._clusters(k, bias, masks, window)
         q_marks, k_marks, v_marks = (by_rows(shares, x) for x in (q, k, v))
         f_marks, g_marks = bias.means(shares)
         weights = sizes.log()  # nobody attends to an empty cluster
 
-        correct = by_rows(logits(q_marks, f_marks, k, bias.keys, mask).softmax(-1), v)
+        correct = by_rows(logits(q_marks, f_marks, k, bias.keys, masks.tokens).softmax(-1), v)
         kernel = torch.baddbmm(weights.mT.float(), f_marks.float(), g_marks.float().mT)
         kernel = kernel.baddbmm_(q_marks.float(), k_marks.float().mT)
-        if masks is not None:
-            kernel.view(-1, *masks.centres.shape).add_(masks.centres)
-        kernel = kernel.softmax(-1)
+        kernel = add_mask(kernel, masks.centres).softmax(-1)
         residual = torch.baddbmm(correct.float(), kernel, v_marks.float(), alpha=-1)
         values = torch.baddbmm(v_marks.float(), razavi_pinv(kernel, self.iterations), residual).to(v.dtype)
 
-        left = logits(k_marks, torch.cat([g_marks, weights], -1), q, bias.queries, mask)
+        left = logits(k_marks, torch.cat([g_marks, weights], -1), q, bias.queries, masks.tokens)
         left, diagonal = softmax_over_rows(left, bias.own(q, k) if self.exact_diagonal else None, shares)
         if d_v % 4:
             values = F.pad(values, (0, -d_v % 4))  # twice as fast with 4 k columns
@@ -195,17 +192,17 @@ class NystraPlusAttention(Attention):
         size = window.height, window.width
         return window.cache.once("centres", lambda: central_tokens(self.landmarks, *size).to(device))
 
-    def _masks(self, window: Window, like: Tensor) -> Masks | None:
+    def _masks(self, window: Window, like: Tensor) -> Masks:
         regions = window.regions()
         if regions is None:
-            return None
+            return Masks(None, None, None)
         regions = regions.to(like.dtype)
         clusters = regions.index_select(1, self._centres(window, regions.device))
         sample = every_other_token(regions[..., None], window.height, window.width)[..., 0] if self.clustering else None
         return Masks(*(None if x is None else _apart(clusters, x) for x in (regions, sample, clusters)))
 
     @torch.no_grad()
-    def _clusters(self, k: Tensor, bias: BiasFeatures, masks: Masks | None, window: Window) -> tuple[Tensor, Tensor]:
+    def _clusters(self, k: Tensor, bias: BiasFeatures, masks: Masks, window: Window) -> tuple[Tensor, Tensor]:
         """Shares (H * b, m, N) of the tokens in the clusters' means, and the clusters' sizes (H * b, m, 1)."""
         size = window.height, window.width
         if self.landmarks_from == "cells":
@@ -217,13 +214,11 @@ class NystraPlusAttention(Attention):
             sample = beside(every_other_token(k, *size), bias.sample)
         for _ in range(self.clustering):
             nearness = torch.baddbmm(_half_square(marks), marks, sample.mT)
-            if masks is not None:
-                nearness.view(-1, *masks.sample.shape).add_(masks.sample)
-            shares, sizes = _members(nearness)
+            shares, sizes = _members(add_mask(nearness, masks.sample))
             marks = torch.where(sizes > 0, by_rows(shares, sample), marks)
         rows, features = marks.tensor_split([k.shape[-1]], -1)
         features = torch.cat([features, _half_square(marks)], -1)
-        return _members(logits(rows, features, k, bias.keys, None if masks is None else masks.tokens))
+        return _members(logits(rows, features, k, bias.keys, masks.tokens))
 
 
 @dataclass(frozen=True)
@@ -257,13 +252,16 @@ class BiasFeatures:
 
 @dataclass(frozen=True)
 class Masks:
-    """Logits between clusters, each of the region of the token it starts from, and others; 0 in one region."""
+    """Logits between clusters, each of the region of the token it starts from, and others; 0 in one region.
 
-    tokens: Tensor
+    All are None where every token sees its whole window.
+    """
+
+    tokens: Tensor | None
     """(nW, m, N)"""
     sample: Tensor | None
     """(nW, m, n), every other row and column of tokens, where they are clustered first"""
-    centres: Tensor
+    centres: Tensor | None
     """(nW, m, m), the clusters themselves"""
 
 
@@ -275,9 +273,14 @@ def logits(marks: Tensor, features: Tensor, tokens: Tensor, token_features: Tens
     heads, rank = len(token_features), features.shape[-1]
     by_head = features.reshape(heads, marks[..., 0].numel() // heads, rank)
     both = torch.bmm(by_head, token_features[:, :rank]).view(*marks.shape[:2], -1)
+    return add_mask(both, mask).baddbmm_(marks, tokens.mT)
+
+
+def add_mask(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Add a mask (nW, m, n), or None, to logits (H * b, m, n), in place."""
     if mask is not None:
-        both.view(-1, *mask.shape).add_(mask)
-    return both.baddbmm_(marks, tokens.mT)
+        logits.view(-1, *mask.shape).add_(mask)
+    return logits
 
 
 def beside(rows: Tensor, features: Tensor) -> Tensor:

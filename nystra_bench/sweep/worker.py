@@ -34,14 +34,7 @@ from nystra_bench.measure.flops import count_flops
 from nystra_bench.measure.spectrum import SpectrumProbe
 from nystra_bench.measure.timer import Clock, Entry, Timing, expected_s, instability, run_rounds, warm_up
 from nystra_bench.metrics.base import Accumulator, Metric, SetMetric
-from nystra_bench.models import (
-    attention_sites,
-    calibrate,
-    load_configured,
-    named_attention_sites,
-    plug,
-    setup_seconds,
-)
+from nystra_bench.models import attention_sites, calibrate, load_configured, named_attention_sites, plug, setup_seconds
 from nystra_bench.models.tiling import restore_in_tiles
 from nystra_bench.sweep.cell import Cell, canonical_json
 from nystra_bench.sweep.inspection import own_stdout
@@ -286,11 +279,12 @@ class Worker:
         for name, entry in self._candidates(jobs, names).items():
             cells = [job for job in jobs if names[job.cell.key] == name]
             self.tell_start(cells or jobs)  # without a companion that takes the worker down, no cell can be timed
+            model = self.native if name == "native" else self.model
             try:
                 entry.prepare()
-                self.check_memory(self.native if name == "native" else self.model)
+                self.check_memory(model)
                 warm_up(entry, timing, clock)
-                entry.setup_ms = 1e3 * setup_seconds(self.native if name == "native" else self.model)
+                entry.setup_ms = 1e3 * setup_seconds(model)
                 entries[name] = entry
             except Exception as error:
                 traceback.print_exc()
