@@ -75,9 +75,9 @@ _KNOWN = [
     Column("landmarks", "landmarks", "Number of landmarks; empty where the method takes none.", 0),
     Column("iterations", "iterations", "Iterations of the pseudo-inverse; empty where the method takes none.", 0),
     Column("parameters", "parameters", "All parameters of the attention."),
-    Column("bias_use", "position bias", "What the method does with the position bias: used, folded (as features of a "
+    Column("bias_use", "method's bias", "What the method does with the position bias: used, folded (as features of a "
            "low rank) or ignored."),
-    Column("mask_use", "shift mask", "What the method does with the mask of shifted windows: used or ignored."),
+    Column("mask_use", "method's mask", "What the method does with the mask of shifted windows: used or ignored."),
     Column("settings", "settings", "Parameters of the attention, beyond landmarks and iterations, that differ here."),
     Column("device", "device", "Where it was measured."),
     Column("dtype", "dtype", "Precision of the computation."),
