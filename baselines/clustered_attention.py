@@ -13,7 +13,7 @@ from baselines.common import (
     take_rows,
 )
 from nystra_bench.attention.base import Attention, Window
-from nystra_bench.attention.nystra import check_counts
+from nystra_bench.attention.parameters import check_whole_numbers
 
 
 class ClusteredAttention(Attention):
@@ -43,7 +43,7 @@ class ClusteredAttention(Attention):
 
     def __init__(self, landmarks: int = 16, iterations: int = 10, bits: int = 63, seed: int = 0):
         super().__init__()
-        check_counts(landmarks=(landmarks, 1), iterations=(iterations, 0), bits=(bits, 1), seed=(seed, 0))
+        check_whole_numbers(landmarks=(landmarks, 1), iterations=(iterations, 0), bits=(bits, 1), seed=(seed, 0))
         self.landmarks = landmarks
         self.iterations = iterations
         self.bits = bits

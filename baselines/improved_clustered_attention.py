@@ -9,7 +9,7 @@ from torch import Tensor
 from baselines.clustered_attention import ClusteredAttention
 from baselines.common import take_rows
 from nystra_bench.attention.base import Window
-from nystra_bench.attention.nystra import check_counts
+from nystra_bench.attention.parameters import check_whole_numbers
 
 
 class ImprovedClusteredAttention(ClusteredAttention):
@@ -35,7 +35,7 @@ class ImprovedClusteredAttention(ClusteredAttention):
 
     def __init__(self, landmarks: int = 16, iterations: int = 10, bits: int = 63, keys: int = 32, seed: int = 0):
         super().__init__(landmarks, iterations, bits, seed)
-        check_counts(keys=(keys, 1))
+        check_whole_numbers(keys=(keys, 1))
         self.keys = keys
 
     def _strongest(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from baselines.common import at_least_float32, one_hot
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.landmarks import landmark_grid, refuses_landmarks
-from nystra_bench.attention.nystra import check_counts
+from nystra_bench.attention.parameters import check_whole_numbers
 
 
 class MergedAttention(Attention):
@@ -37,7 +37,7 @@ class MergedAttention(Attention):
 
     def __init__(self, landmarks: int = 16):
         super().__init__()
-        check_counts(landmarks=(landmarks, 1))
+        check_whole_numbers(landmarks=(landmarks, 1))
         self.landmarks = landmarks
 
     def refuses(self, height: int, width: int) -> str | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.landmarks import pooled_landmarks, refuses_landmarks
-from nystra_bench.attention.nystra import check_counts
+from nystra_bench.attention.parameters import check_whole_numbers
 
 
 class PooledAttention(Attention):
@@ -30,7 +30,7 @@ class PooledAttention(Attention):
 
     def __init__(self, landmarks: int = 16):
         super().__init__()
-        check_counts(landmarks=(landmarks, 1))
+        check_whole_numbers(landmarks=(landmarks, 1))
         self.landmarks = landmarks
 
     def refuses(self, height: int, width: int) -> str | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from baselines.common import at_least_float32, refuses_more_than_tokens
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.landmarks import pooled_landmarks, refuses_landmarks
-from nystra_bench.attention.nystra import check_counts
+from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.pinv import INITS, razavi_pinv
 
 LANDMARKS_FROM = ("segments", "cells")
@@ -42,8 +42,8 @@ class NystromformerAttention(Attention):
         self, landmarks: int = 16, iterations: int = 6, init: str = "matrix", landmarks_from: str = "segments"
     ):
         super().__init__()
-        check_counts(landmarks=(landmarks, 1))
-        check_counts(iterations=(iterations, 0))
+        check_whole_numbers(landmarks=(landmarks, 1))
+        check_whole_numbers(iterations=(iterations, 0))
         for parameter, value, accepted in (("init", init, INITS), ("landmarks_from", landmarks_from, LANDMARKS_FROM)):
             if value not in accepted:
                 raise ValueError(f"{parameter}={value} is unknown: accepted are {', '.join(accepted)}")

@@ -7,7 +7,7 @@ from torch import Tensor
 from baselines.common import gaussian_directions
 from baselines.feature_map import FeatureMapAttention
 from nystra_bench.attention.base import Window
-from nystra_bench.attention.nystra import check_counts
+from nystra_bench.attention.parameters import check_whole_numbers
 
 
 class PerformerAttention(FeatureMapAttention):
@@ -32,7 +32,7 @@ class PerformerAttention(FeatureMapAttention):
 
     def __init__(self, features: int = 64, seed: int = 0, epsilon: float = 1e-4):
         super().__init__()
-        check_counts(features=(features, 1), seed=(seed, 0))
+        check_whole_numbers(features=(features, 1), seed=(seed, 0))
         if not epsilon > 0:
             raise ValueError(f"epsilon={epsilon} is out of range: accepted are numbers above 0")
         self.count = features

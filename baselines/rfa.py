@@ -9,7 +9,7 @@ from torch import Tensor
 from baselines.common import gaussian_directions
 from baselines.feature_map import FeatureMapAttention
 from nystra_bench.attention.base import Window
-from nystra_bench.attention.nystra import check_counts
+from nystra_bench.attention.parameters import check_whole_numbers
 
 
 class RandomFeatureAttention(FeatureMapAttention):
@@ -41,8 +41,8 @@ class RandomFeatureAttention(FeatureMapAttention):
 
     def __init__(self, features: int = 64, seed: int = 0, unit_norm: bool = False, floor: float = 0.01):
         super().__init__()
-        check_counts(features=(features, 2))
-        check_counts(seed=(seed, 0))
+        check_whole_numbers(features=(features, 2))
+        check_whole_numbers(seed=(seed, 0))
         if features % 2:
             raise ValueError(f"features={features} is odd: accepted are even numbers, of as many sines as cosines")
         if not 0 < floor <= 1:

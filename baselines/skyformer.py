@@ -7,7 +7,7 @@ from torch import Tensor
 
 from baselines.common import at_least_float32
 from nystra_bench.attention.base import Attention, Window
-from nystra_bench.attention.nystra import check_counts
+from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.pinv import razavi_pinv
 
 
@@ -37,9 +37,9 @@ class SkyformerAttention(Attention):
 
     def __init__(self, landmarks: int = 16, iterations: int = 6, gamma: float = 0.1, seed: int = 0):
         super().__init__()
-        check_counts(landmarks=(landmarks, 1))
-        check_counts(iterations=(iterations, 0))
-        check_counts(seed=(seed, 0))
+        check_whole_numbers(landmarks=(landmarks, 1))
+        check_whole_numbers(iterations=(iterations, 0))
+        check_whole_numbers(seed=(seed, 0))
         if not gamma >= 0:
             raise ValueError(f"gamma={gamma} is out of range: accepted are numbers from 0 on")
         self.landmarks = landmarks

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from nystra_bench.configuration import Catalogue, configs_folder, instantiate, locate  # noqa: E402
 from nystra_bench.errors import UserError  # noqa: E402
-from nystra_bench.measure.environment import KEEP_MEMORY  # noqa: E402
+from nystra_bench.instruments.environment import KEEP_MEMORY  # noqa: E402
 from nystra_bench.metrics.psnr import Psnr  # noqa: E402
 from nystra_bench.models.checkpoints import read_state_dict  # noqa: E402
 from nystra_bench.tasks.base import SyntheticTask  # noqa: E402

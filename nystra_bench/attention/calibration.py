@@ -15,7 +15,7 @@ from nystra_bench.attention.sdpa import FusedAttention
 
 
 @dataclass
-class Option:
+class Candidate:
     """A method in a layer: its operations, and what it alone does to the output (mean squared error, 0 to 1)."""
 
     label: str
@@ -25,7 +25,7 @@ class Option:
 
 
 @dataclass
-class Choice:
+class Chosen:
     """What ``choose`` found: the attention of each layer, and what is recorded of it (plain JSON)."""
 
     by_layer: dict[str, Attention] = field(default_factory=dict)
@@ -57,7 +57,7 @@ def choose(
     images: list[Tensor],
     candidates: dict[str, Attention],
     target_deviation: float,
-) -> Choice:
+) -> Chosen:
     """Choose a candidate for each layer such that all layers together reach the target on these images.
 
     Every candidate is tried in every layer alone. From the cheapest everywhere on, layers are upgraded one by one,
@@ -96,14 +96,16 @@ def choose(
         options = {}
         for name, recorder in recorders.items():
             usable = {label: a for label, a in candidates.items() if not any(a.refuses(*s) for s in recorder.sizes)}
-            tried = [Option(label, a, recorder.flops(a), error({**everywhere, name: a})) for label, a in usable.items()]
-            options[name] = _worthwhile([*tried, Option("exact", exact, recorder.flops(exact), 0.0)])
+            tried = [
+                Candidate(label, a, recorder.flops(a), error({**everywhere, name: a})) for label, a in usable.items()
+            ]
+            options[name] = _worthwhile([*tried, Candidate("exact", exact, recorder.flops(exact), 0.0)])
         state, measured = _first_that_reaches(
             _upgrades(options), lambda s: error({n: o.attention for n, o in s.items()}), 10 ** (-target_deviation / 10)
         )
     finally:
         _place(sites, before)
-    return Choice(
+    return Chosen(
         {name: option.attention for name, option in state.items()},
         {
             "target_deviation": target_deviation,
@@ -121,16 +123,16 @@ def _place(sites: dict[str, nn.Module], attentions: dict[str, Attention]) -> Non
         site.attention = attentions[name]
 
 
-def _worthwhile(options: list[Option]) -> list[Option]:
+def _worthwhile(options: list[Candidate]) -> list[Candidate]:
     """By rising cost, those that no cheaper one equals."""
-    kept: list[Option] = []
+    kept: list[Candidate] = []
     for option in sorted(options, key=lambda o: (o.flops, o.error)):
         if not kept or option.error < kept[-1].error:
             kept.append(option)
     return kept
 
 
-def _upgrades(options: dict[str, list[Option]]) -> list[dict[str, Option]]:
+def _upgrades(options: dict[str, list[Candidate]]) -> list[dict[str, Candidate]]:
     """The states from the cheapest to the dearest, each with one layer more upgraded."""
     state = {name: of_layer[0] for name, of_layer in options.items()}
     path = [state]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nystra_bench.attention.base import Window, add_bias_and_mask
 from nystra_bench.attention.folding import bias_factors, centred
-from nystra_bench.attention.nystra import check_counts
+from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.sdpa import FusedAttention
 
 
@@ -30,7 +30,7 @@ class FoldedAttention(FusedAttention):
 
     def __init__(self, bias_rank: int = 16):
         super().__init__()
-        check_counts(bias_rank=(bias_rank, 1))
+        check_whole_numbers(bias_rank=(bias_rank, 1))
         self.bias_rank = bias_rank
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:

@@ -6,18 +6,8 @@ from torch import Tensor
 
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.landmarks import pooled_landmarks, refuses_landmarks
+from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.pinv import INITS, razavi_pinv
-
-
-def check_counts(**counts: tuple[object, int]) -> None:
-    """Hold parameters (value, least) to whole numbers.
-
-    Raises:
-        ValueError: one is not, or is too small.
-    """
-    for parameter, (value, least) in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{parameter}={value} is out of range: accepted are whole numbers from {least} on")
 
 
 class NystraAttention(Attention):
@@ -39,7 +29,7 @@ class NystraAttention(Attention):
 
     def __init__(self, landmarks: int = 16, iterations: int = 2, init: str = "global", guard: float = 5.0):
         super().__init__()
-        check_counts(landmarks=(landmarks, 1), iterations=(iterations, 0))
+        check_whole_numbers(landmarks=(landmarks, 1), iterations=(iterations, 0))
         if not isinstance(guard, (int, float)):
             raise ValueError(f"guard={guard} is no number")
         if init not in INITS:

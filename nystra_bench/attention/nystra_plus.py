@@ -13,7 +13,7 @@ from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.calibration import choose
 from nystra_bench.attention.folding import bias_factors, centred
 from nystra_bench.attention.landmarks import central_tokens, every_other_token, pooled_landmarks, refuses_landmarks
-from nystra_bench.attention.nystra import check_counts
+from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.pinv import razavi_pinv
 
 LANDMARKS_FROM = ("clusters", "cells")
@@ -84,8 +84,8 @@ class NystraPlusAttention(Attention):
         target_deviation: float | None = None,
     ):
         super().__init__()
-        check_counts(landmarks=(landmarks, 1), iterations=(iterations, 0))
-        check_counts(bias_rank=(bias_rank, 0), clustering=(clustering, 0))
+        check_whole_numbers(landmarks=(landmarks, 1), iterations=(iterations, 0))
+        check_whole_numbers(bias_rank=(bias_rank, 0), clustering=(clustering, 0))
         self.landmarks = landmarks
         self.iterations = iterations
         self.bias_rank = bias_rank

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 
-from nystra_bench.report.columns import Grid, grid
+from nystra_bench.report.columns import ReadableTable, readable_table
 from nystra_bench.report.frame import ReportData
 
 if TYPE_CHECKING:  # planning and tables do not pay for matplotlib
@@ -38,9 +38,9 @@ class Table(ABC):
     def table(self, data: ReportData) -> pd.DataFrame:
         """Every column, raw numbers; what ``<stem>.csv`` holds."""
 
-    def readable(self, data: ReportData) -> Grid:
+    def readable(self, data: ReportData) -> ReadableTable:
         """What people read, already rounded and worded."""
-        return grid(data, self.table(data), self.columns)
+        return readable_table(data, self.table(data), self.columns)
 
     def nothing(self, data: ReportData) -> str | None:
         """Why there is nothing to show, and so no file to write; None where there is something."""

@@ -15,7 +15,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from nystra_bench.report.base import Figure, Table
-from nystra_bench.report.columns import Grid
+from nystra_bench.report.columns import ReadableTable
 from nystra_bench.report.frame import ReportData, load
 from nystra_bench.report.markup import latex, markdown
 from nystra_bench.sweep.store import write_atomically
@@ -55,7 +55,7 @@ class Part:
     title: str
     problem: str | None = None
     failed: bool = False
-    grid: Grid | None = None
+    grid: ReadableTable | None = None
     notes: list[str] = field(default_factory=list)
     caption: str = ""
     drawings: list[Drawing] = field(default_factory=list)

@@ -30,7 +30,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One cell, ready to be escaped and shown.
 
     Attributes:
@@ -47,11 +47,11 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Grid:
+class ReadableTable:
     """A readable table: only the columns that say something, and what all rows share in a sentence."""
 
     columns: list[Column]
-    rows: list[list[Cell]]
+    rows: list[list[TableCell]]
     shared: str = ""
 
 
@@ -141,42 +141,43 @@ def number(value: float, digits: int) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-EMPTY = Cell("–", None, "empty")
+EMPTY = TableCell("–", None, "empty")
 
 
-def cell(row: pd.Series, column: Column) -> Cell:
+def table_cell(row: pd.Series, column: Column) -> TableCell:
     """The cell of a row of the frame."""
     value = row.get(column.name)
     if value is None or pd.isna(value) or value == "":
         return EMPTY
     if column.name == "status":
-        return Cell(str(value), str(value), f"status-{value}", plain(row.get("reason")))
+        return TableCell(str(value), str(value), f"status-{value}", plain(row.get("reason")))
     if column.name in RATIOS:
         return ratio(row, column)
     if column.digits is None or isinstance(value, str):
-        return Cell(str(value), str(value))
+        return TableCell(str(value), str(value))
     text = number(float(value), column.digits)
     if column.spread and not pd.isna(row.get(column.spread)):
         text += f" ({number(row[column.spread], column.digits)})"
     hint = "Identical to what it is compared with." if math.isinf(value) and "deviation" in column.name else ""
-    return Cell(text, float(value), "number", hint)
+    return TableCell(text, float(value), "number", hint)
 
 
-def ratio(row: pd.Series, column: Column) -> Cell:
+def ratio(row: pd.Series, column: Column) -> TableCell:
     """A speed-up with its interval; hidden without a deviation beside it, and ≈1 where it cannot be told from 1."""
     if row.filter(like="deviation_").isna().all():
         return replace(EMPTY, hint="Not shown: no deviation was measured, and a speed-up means nothing without one.")
     value, low, high = (float(row[column.name + end]) for end in ("", "_low", "_high"))
     interval = f"{number(low, column.digits)}–{number(high, column.digits)}"
     if low <= 1 <= high:
-        return Cell(f"≈1 ({interval})", value, "unsure", "Not distinguishable from 1: the interval contains it.")
-    return Cell(f"{number(value, column.digits)} ({interval})", value, "number", "Bootstrap 95 % interval in brackets.")
+        return TableCell(f"≈1 ({interval})", value, "unsure", "Not distinguishable from 1: the interval contains it.")
+    text = f"{number(value, column.digits)} ({interval})"
+    return TableCell(text, value, "number", "Bootstrap 95 % interval in brackets.")
 
 
 IDENTIFYING = ["model", "window", "bias", "task", "task_parameters", "dataset", "device", "dtype", "images"]
 
 
-def grid(data: ReportData, frame: pd.DataFrame, names: list[str]) -> Grid:
+def readable_table(data: ReportData, frame: pd.DataFrame, names: list[str]) -> ReadableTable:
     """The readable form of a frame: columns without any content are left out, constant ones said once."""
     frame = frame.assign(settings=data.details["settings"])
     columns = [column(name, data) for name in names if name in frame and _says_something(frame[name])]
@@ -184,8 +185,8 @@ def grid(data: ReportData, frame: pd.DataFrame, names: list[str]) -> Grid:
     constant = [c for c in columns if c.name in same]
     shared = "; ".join(f"{c.header} {plain(frame[c.name].iloc[0])}" for c in constant)
     columns = [c for c in columns if c not in constant]
-    rows = [[cell(row, c) for c in columns] for _, row in frame.iterrows()]
-    return Grid(columns, rows, f"In all rows: {shared}." if shared else "")
+    rows = [[table_cell(row, c) for c in columns] for _, row in frame.iterrows()]
+    return ReadableTable(columns, rows, f"In all rows: {shared}." if shared else "")
 
 
 def _says_something(values: pd.Series) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nystra_bench.errors import UserError
-from nystra_bench.measure.statistics import Ratio, interquartile_range, paired_ratio
+from nystra_bench.instruments.statistics import Ratio, interquartile_range, paired_ratio
 from nystra_bench.sweep.cell import Cell, assignments, canonical_json
 from nystra_bench.sweep.store import Store
 
@@ -53,7 +53,7 @@ TEXTS += ["device", "dtype", "status", "reason"]
 
 
 @dataclass(frozen=True)
-class Session:
+class TimingSession:
     """What one timing session says about itself.
 
     Attributes:
@@ -122,7 +122,7 @@ class ReportData:
     images: pd.DataFrame
     cells: pd.DataFrame
     bounds: pd.DataFrame
-    sessions: list[Session] = field(default_factory=list)
+    sessions: list[TimingSession] = field(default_factory=list)
     environments: list[dict] = field(default_factory=list)
     descriptions: dict[str, dict] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
@@ -219,7 +219,7 @@ def _unique_names(rows: list[_Row]) -> dict[str, dict[str, str]]:
 
 def _assemble(store: Store, sweep: str, rows: list[_Row], names: dict[str, dict[str, str]]) -> ReportData:
     records, details, images, cells, bounds = [], [], [], [], []
-    sessions: dict[str, Session] = {}
+    sessions: dict[str, TimingSession] = {}
     environments: dict[str, dict] = {}
     described: list[tuple[str, dict[str, dict]]] = []
     unavailable: dict[str, str] = {}
@@ -427,9 +427,9 @@ def _spread(value: dict, cell: dict) -> dict:
     return {"latency_q1": float(low), "latency_q3": float(high), "native_ms": native}
 
 
-def _session(result: dict, group: dict) -> Session:
+def _session(result: dict, group: dict) -> TimingSession:
     companions = result["value"].get("companions", {})
-    return Session(
+    return TimingSession(
         name=f"{result.get('session')} {canonical_json(group)}",
         group=group,
         rounds=len(result["value"]["samples_ms"]),

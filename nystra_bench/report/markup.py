@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nystra_bench.report.columns import Grid
+from nystra_bench.report.columns import ReadableTable
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
@@ -25,7 +25,7 @@ def markdown_escape(text: str) -> str:
     return re.sub(r"([\\|`*\[\]])", r"\\\1", text).replace("\n", " ")
 
 
-def markdown(title: str, grid: Grid, notes: list[str]) -> str:
+def markdown(title: str, grid: ReadableTable, notes: list[str]) -> str:
     """A heading, the table, and the notes as paragraphs."""
     lines = [[markdown_escape(c.header) for c in grid.columns]]
     lines.append(["---" if c.digits is None else "---:" for c in grid.columns])
@@ -35,7 +35,7 @@ def markdown(title: str, grid: Grid, notes: list[str]) -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
-def latex(title: str, grid: Grid, notes: list[str]) -> str:
+def latex(title: str, grid: ReadableTable, notes: list[str]) -> str:
     """A floating table in the style of booktabs; the notes stand below it."""
     layout = "".join("l" if c.digits is None else "r" for c in grid.columns)
     lines = [[_latex_header(c.header) for c in grid.columns]]

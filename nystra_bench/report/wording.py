@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import pandas as pd
 
 from nystra_bench.report.columns import number
-from nystra_bench.report.frame import FLOOR, FUSED, GROUP, ORIGINAL, REFERENCES, RELEASED, SEVERITY, ReportData, Session
+from nystra_bench.report.frame import (
+    FLOOR,
+    FUSED,
+    GROUP,
+    ORIGINAL,
+    REFERENCES,
+    RELEASED,
+    SEVERITY,
+    ReportData,
+    TimingSession,
+)
 
 ORIGINALS = (
     "Three originals: “native” is the model as released; “interpolate” is exact attention in another window with the "
@@ -64,7 +74,7 @@ def method_label(data: ReportData, row: int) -> str:
     return str(record["attention"]) + (f" ({', '.join(words)})" if words else "")
 
 
-def noise(data: ReportData, session: Session) -> str:
+def noise(data: ReportData, session: TimingSession) -> str:
     """What the A/A comparison of a session says."""
     where = ", ".join(filter(None, [short_label(data, session.group), count(session.rounds, "round")]))
     if session.noise is None:

@@ -47,7 +47,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Combination:
     """What the configuration asks for; it becomes a cell once the weights, images and devices have been looked at."""
 
     model: Option
@@ -72,7 +72,7 @@ def listed(value: object) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def expand(blocks: list[Mapping], overrides: Overrides, catalogue: Catalogue) -> list[Choice]:
+def expand(blocks: list[Mapping], overrides: Overrides, catalogue: Catalogue) -> list[Combination]:
     """All choices of a sweep, in the order of its blocks, each once.
 
     Raises:
@@ -83,7 +83,7 @@ def expand(blocks: list[Mapping], overrides: Overrides, catalogue: Catalogue) ->
     for block in blocks:
         _check_block(block)
     _check_parameters(blocks, overrides, catalogue)
-    choices: dict[Choice, None] = {}
+    choices: dict[Combination, None] = {}
     for block in blocks:
         choices |= dict.fromkeys(_expand_block(block, overrides, catalogue))
     if not choices:
@@ -114,7 +114,7 @@ def _check_block(block: object) -> None:
             raise unknown("sweep.blocks: the axis", axis, AXES)
 
 
-def _expand_block(block: Mapping, overrides: Overrides, catalogue: Catalogue) -> Iterable[Choice]:
+def _expand_block(block: Mapping, overrides: Overrides, catalogue: Catalogue) -> Iterable[Combination]:
     values = []
     for axis in AXES:
         given = _narrowed(axis, block.get(axis, DEFAULTS.get(axis)), overrides)
@@ -126,7 +126,7 @@ def _expand_block(block: Mapping, overrides: Overrides, catalogue: Catalogue) ->
         else:
             given = [_checked(axis, value) for value in listed(given)]
         values.append(given)
-    return (_normalised(Choice(*combination)) for combination in itertools.product(*values))
+    return (_normalised(Combination(*combination)) for combination in itertools.product(*values))
 
 
 def _narrowed(axis: str, in_block: object, overrides: Overrides) -> object:
@@ -193,7 +193,7 @@ def _checked(axis: str, value: object) -> object:
     return value
 
 
-def _normalised(choice: Choice) -> Choice:
+def _normalised(choice: Combination) -> Combination:
     """``position_bias=native`` is the model as released, in its own window, whatever windows the axis holds."""
     if choice.position_bias == "native" and choice.window_size != "native":
         return replace(choice, window_size="native")

@@ -14,7 +14,7 @@ import traceback
 from typing import TextIO
 
 from nystra_bench.errors import UserError
-from nystra_bench.measure.environment import ROOT
+from nystra_bench.instruments.environment import ROOT
 
 
 def look(request: dict) -> dict:
@@ -149,7 +149,7 @@ def _metric(config: dict) -> dict:
 def _device(config: dict) -> dict:
     import torch
 
-    from nystra_bench.measure.environment import hardware, usable_cores
+    from nystra_bench.instruments.environment import hardware, usable_cores
 
     kind, threads = config.get("_type_"), config.get("threads")
     if threads is not None and (not isinstance(threads, int) or threads < 1):

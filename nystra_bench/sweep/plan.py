@@ -9,7 +9,7 @@ from pathlib import Path
 from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError
 from nystra_bench.sweep.cell import Cell
-from nystra_bench.sweep.grid import AVAILABLE, Choice, Option, Overrides
+from nystra_bench.sweep.grid import AVAILABLE, Combination, Option, Overrides
 from nystra_bench.sweep.inspection import use
 
 
@@ -23,7 +23,7 @@ class Planned:
     """
 
     cell: Cell
-    choice: Choice
+    choice: Combination
     window: int
     uses: dict[str, str]
     reason: str | None
@@ -34,7 +34,7 @@ class Planned:
 
 
 def request_of(
-    choices: list[Choice],
+    choices: list[Combination],
     metrics: dict[str, dict],
     catalogue: Catalogue,
     sys_path: list[str],
@@ -58,7 +58,7 @@ def request_of(
 
 
 def plan(
-    choices: list[Choice], facts: dict, catalogue: Catalogue, overrides: Overrides, tiling: dict | None = None
+    choices: list[Combination], facts: dict, catalogue: Catalogue, overrides: Overrides, tiling: dict | None = None
 ) -> list[Planned]:
     """The cells of the choices, each once, in their order.
 
@@ -82,7 +82,7 @@ def plan(
     return found
 
 
-def _resolve(choice: Choice, facts: dict, catalogue: Catalogue, tiling: dict | None) -> Planned:
+def _resolve(choice: Combination, facts: dict, catalogue: Catalogue, tiling: dict | None) -> Planned:
     model, task = facts["models"][choice.model.text], facts["tasks"][choice.task.text]
     attention, machine = facts["attentions"][choice.attention.text], facts["devices"][choice.device.text]
     _check_model_fits(choice, model, task)
@@ -120,13 +120,13 @@ def _tile_parameters(tiling: dict | None) -> dict:
     return {"tile": tiling["tile"], "tile_overlap": tiling["overlap"]} if tiling else {}
 
 
-def _settings(choice: Choice, machine: dict, facts: dict) -> dict:
+def _settings(choice: Combination, machine: dict, facts: dict) -> dict:
     if choice.measure == "quality":
         return {"metrics": facts["metrics"]}
     return {"hardware": machine.get("hardware"), "threads": machine.get("threads"), "torch": facts["torch"]}
 
 
-def _check_model_fits(choice: Choice, model: dict, task: dict) -> None:
+def _check_model_fits(choice: Combination, model: dict, task: dict) -> None:
     for name in ("scale", "channels"):
         if model[name] != task[name]:
             raise UserError(

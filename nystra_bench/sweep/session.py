@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nystra_bench.measure.environment import KEEP_MEMORY
+from nystra_bench.instruments.environment import KEEP_MEMORY
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.inspection import child_environment
 from nystra_bench.sweep.plan import Planned

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from nystra_bench.attention.base import Attention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.configuration import instantiate
-from nystra_bench.measure import memory
-from nystra_bench.measure.environment import environment, usable_cores
-from nystra_bench.measure.flops import count_flops
-from nystra_bench.measure.spectrum import SpectrumProbe
-from nystra_bench.measure.timer import Clock, Entry, Timing, expected_s, instability, run_rounds, warm_up
+from nystra_bench.instruments import memory
+from nystra_bench.instruments.environment import environment, usable_cores
+from nystra_bench.instruments.flops import count_flops
+from nystra_bench.instruments.spectrum import SpectrumProbe
+from nystra_bench.instruments.timer import Clock, Entry, Timing, expected_s, instability, run_rounds, warm_up
 from nystra_bench.metrics.base import Accumulator, Metric, SetMetric
 from nystra_bench.models import attention_sites, calibrate, load_configured, named_attention_sites, plug, setup_seconds
 from nystra_bench.models.tiling import restore_in_tiles

@@ -50,12 +50,12 @@ def pictures(images: str, limit: int | None = None, crop: int | None = None) -> 
     Raises:
         UserError: the folder is absent or holds no image, or a number is out of range.
     """
-    check_counts(limit, crop)
+    check_limits(limit, crop)
     found = _bundled(images) if images in BUNDLED else _in_folder(Path(str(images)).expanduser())
     return [_cropped(picture, crop) for picture in found[:limit]]
 
 
-def check_counts(limit: int | None, crop: int | None) -> None:
+def check_limits(limit: int | None, crop: int | None) -> None:
     """Hold the two to whole numbers from 1 on, or None.
 
     Raises:

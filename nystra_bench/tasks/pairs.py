@@ -18,7 +18,7 @@ from nystra_bench.tasks.datasets import (
     Box,
     Picture,
     central,
-    check_counts,
+    check_limits,
     cut_out,
     digest,
     from_file,
@@ -57,7 +57,7 @@ class PairedTask(Task):
     """
 
     def __init__(self, root: str | None, limit: int | None = None, crop: int | None = None):
-        check_counts(limit, crop)
+        check_limits(limit, crop)
         if crop is not None and crop < self.scale:
             raise UserError(f"task.crop={crop} is out of range: accepted are numbers from task.scale={self.scale} on")
         self.root, self.limit, self.crop = root, limit, crop

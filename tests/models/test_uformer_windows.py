@@ -15,7 +15,7 @@ from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.attention.nystra import NystraAttention
 from nystra_bench.attention.sdpa import FusedAttention
-from nystra_bench.measure.memory import available
+from nystra_bench.instruments.memory import available
 from nystra_bench.models import windows
 from nystra_bench.models.uformer import LeWinAttention, LeWinBlock, Uformer, UformerSpec, fitting_window
 from nystra_bench.models.windows import attention_sites, plug, relative_position_index, resize_bias_table, unplug
@@ -286,7 +286,7 @@ def test_training_in_bfloat16_reaches_every_parameter(image):
 MEASURE = """
 import torch
 from nystra_bench.attention.nystra import NystraAttention
-from nystra_bench.measure.memory import peak_memory
+from nystra_bench.instruments.memory import peak_memory
 from nystra_bench.models.uformer import Uformer, UformerSpec
 from nystra_bench.models.windows import plug
 

@@ -190,9 +190,9 @@ def test_panels_give_input_clean_and_outputs(data):
 def test_a_speedup_is_hidden_without_a_deviation_and_grey_where_it_is_none(data):
     column = columns.column("speedup_vs_exact", data)
     row = row_of(data.frame, "nystra", landmarks=16)
-    assert columns.cell(row, column).text == "5.00 (5.00–5.00)"
-    assert columns.cell(row.where(~row.index.str.startswith("deviation_")), column).text == "–"
-    unsure = columns.cell(row_of(data.frame, "a<b>&|_%"), column)
+    assert columns.table_cell(row, column).text == "5.00 (5.00–5.00)"
+    assert columns.table_cell(row.where(~row.index.str.startswith("deviation_")), column).text == "–"
+    unsure = columns.table_cell(row_of(data.frame, "a<b>&|_%"), column)
     assert unsure.kind == "unsure" and unsure.text.startswith("≈1 (") and "interval" in unsure.hint
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nystra_bench.measure import memory
+from nystra_bench.instruments import memory
 from nystra_bench.models.swinir import SwinIR, SwinIRSpec
 from nystra_bench.sweep.worker import Worker
 

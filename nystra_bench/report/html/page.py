@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from nystra_bench.report import wording
-from nystra_bench.report.columns import Cell
+from nystra_bench.report.columns import TableCell
 from nystra_bench.report.frame import ReportData
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def render(data: ReportData, tables: list[Part], figures: list[Part], config_yam
     )
 
 
-def sort_value(cell: Cell) -> str:
+def sort_value(cell: TableCell) -> str:
     """What the script sorts a cell by: a number as JavaScript reads it, a text, or nothing."""
     if cell.value is None:
         return ""

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from nystra_bench.report.base import Table
-from nystra_bench.report.columns import EMPTY, Cell, Column, Grid, grid
+from nystra_bench.report.columns import EMPTY, Column, ReadableTable, TableCell, readable_table
 from nystra_bench.report.frame import COLUMNS, ReportData
 from nystra_bench.report.wording import count
 
@@ -42,15 +42,15 @@ class BoundTable(Table):
         frame = data.frame.loc[statistics.index, settings]
         return frame.assign(layers=by_row["layer"].nunique(), looked_at=by_row.size()).join(statistics)
 
-    def readable(self, data: ReportData) -> Grid:
+    def readable(self, data: ReportData) -> ReadableTable:
         frame = self.table(data)
-        settings = grid(data, data.frame.loc[frame.index], self.columns)
+        settings = readable_table(data, data.frame.loc[frame.index], self.columns)
         numbers = [c for c in _NUMBERS if f"{c.name}_median" in frame]
         rows = [
             [*cells, *(_cell(row[f"{c.name}_median"], row[f"{c.name}_max"]) for c in numbers)]
             for cells, (_, row) in zip(settings.rows, frame.iterrows(), strict=True)
         ]
-        return Grid(settings.columns + numbers, rows, settings.shared)
+        return ReadableTable(settings.columns + numbers, rows, settings.shared)
 
     def notes(self, data: ReportData) -> list[str]:
         spread = (
@@ -86,11 +86,11 @@ def _lemma(bounds: pd.DataFrame) -> list[str]:
     ]
 
 
-def _cell(median: float, largest: float) -> Cell:
+def _cell(median: float, largest: float) -> TableCell:
     if pd.isna(median):
         return EMPTY
     text = f"{_short(median)} ({_short(largest)})"
-    return Cell(text, float(median), "number", "Median, and in brackets the maximum.")
+    return TableCell(text, float(median), "number", "Median, and in brackets the maximum.")
 
 
 def _short(value: float) -> str:

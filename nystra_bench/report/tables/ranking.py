@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from nystra_bench.measure.statistics import LEVEL, RESAMPLES
+from nystra_bench.instruments.statistics import LEVEL, RESAMPLES
 from nystra_bench.report.base import Table
-from nystra_bench.report.columns import EMPTY, Cell, Column, Grid, grid, number, plain
+from nystra_bench.report.columns import EMPTY, Column, ReadableTable, TableCell, number, plain, readable_table
 from nystra_bench.report.frame import FLOOR, FUSED, GROUP, ORIGINAL, RATIOS, REFERENCES, ReportData
 from nystra_bench.report.wording import count, groups, method_label, short_label
 
@@ -139,15 +139,15 @@ class Ranking(_OfContests):
     def table(self, data: ReportData) -> pd.DataFrame:
         return pd.concat([_ranks(data, contest) for contest in self.contests(data)])
 
-    def readable(self, data: ReportData) -> Grid:
+    def readable(self, data: ReportData) -> ReadableTable:
         frame = self.table(data)
         own = {name: (column, [_own(row, column) for _, row in frame.iterrows()]) for name, column in _RANKING.items()}
-        known = grid(data, frame, [name for name in self.columns if name not in own])
+        known = readable_table(data, frame, [name for name in self.columns if name not in own])
         found = {c.name: (c, [cells[i] for cells in known.rows]) for i, c in enumerate(known.columns)} | own
         chosen = [found[name] for name in self.columns if name in found]
         rows = [list(cells) for cells in zip(*(cells for _, cells in chosen), strict=True)]
         shared = " ".join(filter(None, [known.shared, _caution(self.contests(data))]))
-        return Grid([column for column, _ in chosen], rows, shared)
+        return ReadableTable([column for column, _ in chosen], rows, shared)
 
 
 class Standings(_OfContests):
@@ -170,10 +170,10 @@ class Standings(_OfContests):
         balance = (frame["wins"] - frame["losses"]) / frame[["wins", "ties", "losses"]].sum(axis=1)
         return frame.assign(balance=balance).sort_values("balance", ascending=False, kind="stable", ignore_index=True)
 
-    def readable(self, data: ReportData) -> Grid:
+    def readable(self, data: ReportData) -> ReadableTable:
         chosen = [_STANDINGS[name] for name in self.columns]
         rows = [[_own(row, column) for column in chosen] for _, row in self.table(data).iterrows()]
-        return Grid(chosen, rows, _caution(self.contests(data)))
+        return ReadableTable(chosen, rows, _caution(self.contests(data)))
 
     def notes(self, data: ReportData) -> list[str]:
         settings = count(len(self.contests(data)), "setting")
@@ -253,28 +253,29 @@ def _standing(contest: Contest, i: int) -> dict:
     return said
 
 
-def _own(row: pd.Series, column: Column) -> Cell:
+def _own(row: pd.Series, column: Column) -> TableCell:
     """A cell of a column that these tables alone have."""
     if column.name.endswith("results"):
         prefix = column.name.removesuffix("results")
         wins, ties, losses = (row[f"{prefix}{name}"] for name in ("wins", "ties", "losses"))
         if pd.isna(wins) or not wins + ties + losses:
             return EMPTY
-        return Cell(f"{wins}–{ties}–{losses}", float(wins - losses), "number")
+        return TableCell(f"{wins}–{ties}–{losses}", float(wins - losses), "number")
     value = row[column.name]
     if pd.isna(value):
         return EMPTY
     if column.digits is None:
-        return Cell(str(value), str(value))
+        return TableCell(str(value), str(value))
     if f"{column.name}_low" not in row:
-        return Cell(number(float(value), column.digits), float(value), "number")
+        return TableCell(number(float(value), column.digits), float(value), "number")
     low, high = row[f"{column.name}_low"], row[f"{column.name}_high"]
     if column.name == "rank":
-        return Cell(f"{value}" if low == high else f"{value} ({low}–{high})", float(value), "number")
+        return TableCell(f"{value}" if low == high else f"{value} ({low}–{high})", float(value), "number")
     interval = f"{number(low, column.digits)} to {number(high, column.digits)}"
     if low <= 0 <= high:
-        return Cell(f"≈0 ({interval})", float(value), "unsure", "Not distinguishable from 0: the interval contains it.")
-    return Cell(f"{number(value, column.digits)} ({interval})", float(value), "number")
+        hint = "Not distinguishable from 0: the interval contains it."
+        return TableCell(f"≈0 ({interval})", float(value), "unsure", hint)
+    return TableCell(f"{number(value, column.digits)} ({interval})", float(value), "number")
 
 
 def _caution(found: list[Contest]) -> str:

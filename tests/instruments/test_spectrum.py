@@ -14,7 +14,7 @@ from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.attention.nystra import NystraAttention
 from nystra_bench.attention.nystra_plus import NystraPlusAttention
-from nystra_bench.measure.spectrum import (
+from nystra_bench.instruments.spectrum import (
     WINDOWS,
     SpectrumProbe,
     kernel_blocks,

@@ -9,8 +9,8 @@ from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.attention.nystra import NystraAttention
 from nystra_bench.attention.sdpa import FusedAttention
-from nystra_bench.measure.environment import environment, hardware, usable_cores
-from nystra_bench.measure.flops import count_flops
+from nystra_bench.instruments.environment import environment, hardware, usable_cores
+from nystra_bench.instruments.flops import count_flops
 from nystra_bench.models import plug
 from nystra_bench.models.swinir import SwinIR, SwinIRSpec
 

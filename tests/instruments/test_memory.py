@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 
-from nystra_bench.measure import memory
+from nystra_bench.instruments import memory
 from nystra_bench.sweep.inspection import child_environment
 
 SCRIPT = """
 import json, sys
 import torch
-from nystra_bench.measure.memory import peak_memory
+from nystra_bench.instruments.memory import peak_memory
 kept = []
 
 def allocate(megabytes):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from nystra_bench.measure import timer
-from nystra_bench.measure.statistics import Ratio, interquartile_range, paired_ratio
-from nystra_bench.measure.timer import Entry, Timing, expected_s, instability, run_rounds, warm_up
+from nystra_bench.instruments import timer
+from nystra_bench.instruments.statistics import Ratio, interquartile_range, paired_ratio
+from nystra_bench.instruments.timer import Entry, Timing, expected_s, instability, run_rounds, warm_up
 
 
 class Script:

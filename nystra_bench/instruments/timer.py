@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nystra_bench.measure.statistics import Ratio, median_interval, paired_ratio
+from nystra_bench.instruments.statistics import Ratio, median_interval, paired_ratio
 
 UNCERTAIN = 0.10
 """Half the width of a bootstrap interval over its median, above which a timing is called unstable."""
