@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nystra_bench.configuration import Catalogue, configs_folder
+from nystra_bench.configuration import Catalogue, add_to_path, configs_folder
 from nystra_bench.errors import UserError, did_you_mean, unknown
 from nystra_bench.sweep.grid import AXES, OPTION_AXES, Overrides, blocks_of
 
@@ -33,7 +33,8 @@ usage: python -m nystra_bench +sweep=NAME [option=value ...]
   model=NAME  model.weights=FILE   {models}
   task=NAME  task.images=DIR  task.limit=N
   window_size=[native,32]  position_bias=[native,interpolate,drop]
-  device=cpu|cuda  dtype=float32  measure=[quality,latency,memory,bound]
+  device=cpu|cuda  dtype=float32
+  measure=[quality,latency]        what is measured: {measures}
   tile=512                         cut images into tiles: for images too large for the memory
   name=FOLDER  results=DIR         results go to DIR/FOLDER
   plugins=[DIR]                    folder with options of your own (attention/NAME.yaml and its Python file)
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def usage() -> str:
     catalogue = Catalogue([configs_folder()])
-    names = {f"{choice}s": ", ".join(catalogue.names(choice)) for choice in ("sweep", "attention", "model")}
+    names = {f"{choice}s": ", ".join(catalogue.names(choice)) for choice in ("sweep", "attention", "model", "measure")}
     return USAGE.format(**names, config=configs_folder() / "config.yaml")
 
 
@@ -182,6 +183,7 @@ def compose_config(arguments: Arguments) -> tuple[dict, Catalogue]:
         told = " ".join(str(error).split())[:300]
         raise UserError(f"the options do not fit together: {told}") from error
     config |= {"sweep_name": arguments.sweep, "plugins": [str(folder) for folder in search]}
+    add_to_path(search)
     config["sweep"]["blocks"] = blocks_of(config["sweep"], catalogue, (arguments.sweep,))
     _check_values(config)
     return config, catalogue
@@ -241,6 +243,8 @@ def _check_values(config: dict) -> None:
                 f"tile_overlap={config['tile_overlap']} is out of range: accepted are numbers up to half of "
                 f"tile={config['tile']}"
             )
+    if not isinstance(config["tf32"], bool):
+        raise UserError(f"tf32={config['tf32']} is unknown: accepted are true and false")
     _check_number("timeout_s", config["timeout_s"], (int, float), 1)
     _check_number("seed", config["seed"], int, 0)
     _check_folders(config["results"], config["sweep_name"] if config["name"] is None else config["name"])

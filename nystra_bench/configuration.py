@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 
@@ -83,6 +84,12 @@ class Catalogue:
         return {str(name): self.option(choice, str(name)) for name in names}
 
 
+def add_to_path(folders: Iterable[Path]) -> None:
+    """Let Python find the code of plug-ins, those of this call before all others."""
+    own = [str(folder) for folder in folders]
+    sys.path[:] = own + [entry for entry in sys.path if entry not in own]
+
+
 def locate(target: str) -> object:
     """The object that ``_target_`` names, as ``package.module.Name``.
 
@@ -92,8 +99,9 @@ def locate(target: str) -> object:
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"_target_={target} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the user's own module raises, a syntax error too
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"_target_={target} cannot be imported ({told}): accepted is package.module.Name") from error
 
 
 def instantiate(config: Mapping) -> object:

@@ -132,6 +132,10 @@ class Attention(nn.Module):
         bias = "folded" if self.folds_bias else "used" if self.uses_bias else "ignored"
         return {"bias": bias, "mask": "used" if self.uses_mask else "ignored"}
 
+    def about(self) -> dict[str, str]:
+        """What is to be recorded of how the method ran on this machine, after it ran: plain JSON."""
+        return {}
+
     calibration_images: int = 0
     """How many images the method wants to see before it is used; a parameter may set it."""
 

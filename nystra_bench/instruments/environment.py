@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,11 +52,18 @@ def hardware(device: str) -> str:
     return torch.cuda.get_device_name(0)
 
 
-def source_digest() -> str:
-    """SHA-256 over the sources of the package: which code measured, also where there is no git."""
+def source_digest(plugins: Iterable[str] = ()) -> str:
+    """SHA-256 over the sources of the package, of ``baselines`` and of plug-ins: which code measured.
+
+    Also where there is no git.
+
+    Args:
+        plugins: folders; all Python files below them count.
+    """
     total = hashlib.sha256()
-    for file in sorted(ROOT.rglob("*.py")):
-        total.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
+    for folder in (ROOT, ROOT.parent / "baselines", *map(Path, plugins)):
+        for file in sorted(folder.rglob("*.py")):
+            total.update(f"{file.relative_to(folder.parent)}\n".encode() + file.read_bytes())
     return total.hexdigest()
 
 
@@ -86,8 +94,8 @@ def _version(package: str) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def environment() -> dict:
-    """Machine, software and source of this process."""
+def environment(plugins: tuple[str, ...] = ()) -> dict:
+    """Machine, software and source of this process, folders of plug-ins included."""
     return {
         "cpu": cpu_name(),
         "cores": usable_cores(),
@@ -96,5 +104,5 @@ def environment() -> dict:
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "variables": {name: os.environ[name] for name in (*KEEP_MEMORY, *THREAD_VARIABLES) if name in os.environ},
         "git_commit": git_commit(),
-        "source": source_digest(),
+        "source": source_digest(plugins),
     }

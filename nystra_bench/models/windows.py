@@ -184,6 +184,12 @@ def setup_seconds(model: nn.Module) -> float:
     return sum(cache.setup_s for caches in by_size for cache in caches.values())
 
 
+def forget(model: nn.Module) -> None:
+    """Let the attentions that are plugged in now make anew, at the next call, what they make once and keep."""
+    for site in attention_sites(model):
+        site.caches.pop(site.attention, None)
+
+
 def plug(model: nn.Module, attention: Attention) -> nn.Module:
     """Replace every attention of the model, in place, by this one; returns the model.
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-
+from nystra_bench.configuration import Catalogue, instantiate
 from nystra_bench.report.base import Figure, Table
 from nystra_bench.report.columns import ReadableTable
-from nystra_bench.report.frame import ReportData, load
+from nystra_bench.report.frame import ReportData
 from nystra_bench.report.markup import latex, markdown
+from nystra_bench.report.reading import load
 from nystra_bench.sweep.store import write_atomically
 
 logger = logging.getLogger("nystra_bench")
@@ -62,15 +62,32 @@ class Part:
     place: int = Figure.place
 
 
-def build_report(results: Path, sweep: str, plugins: Mapping[str, Mapping[str, Any]], config_yaml: str) -> Path:
+@dataclass(frozen=True)
+class Report:
+    """A report that was written.
+
+    Attributes:
+        page: the path of ``report.html``.
+        statuses: those of all planned cells.
+    """
+
+    page: Path
+    statuses: list[str]
+
+
+def build_report(
+    results: Path,
+    sweep: str,
+    plugins: Mapping[str, Mapping[str, Any]],
+    config_yaml: str,
+    catalogue: Catalogue | None = None,
+) -> Report:
     """Write the report of a sweep into ``results/<sweep>/``; each file appears whole or not at all.
 
     Args:
         plugins: ``{"tables": {name: {"_target_": …, …}}, "figures": {…}}``.
         config_yaml: the settings of the run, kept beside the report.
-
-    Returns:
-        The path of ``report.html``.
+        catalogue: where the sweep's measurements are found; by default those of the project.
 
     Raises:
         UserError: the sweep was never planned.
@@ -79,7 +96,7 @@ def build_report(results: Path, sweep: str, plugins: Mapping[str, Mapping[str, A
 
     results = Path(results)
     folder = results / sweep
-    data = load(results, sweep)
+    data = load(results, sweep, catalogue)
     tables = [_table(name, config, data, folder) for name, config in plugins.get("tables", {}).items()]
     figures = [_figure(name, config, data, folder / "figures") for name, config in plugins.get("figures", {}).items()]
     for parts in (tables, figures):
@@ -88,7 +105,7 @@ def build_report(results: Path, sweep: str, plugins: Mapping[str, Mapping[str, A
     write_atomically(folder / "environment.json", json.dumps(data.environments, indent=1, ensure_ascii=False) + "\n")
     page = folder / "report.html"
     write_atomically(page, render(data, tables, figures, config_yaml))
-    return page
+    return Report(page, list(data.cells["status"]))
 
 
 def _failed(kind: str, name: str, title: str | None, error: Exception) -> Part:
@@ -100,7 +117,7 @@ def _failed(kind: str, name: str, title: str | None, error: Exception) -> Part:
 def _table(name: str, config: Mapping[str, Any], data: ReportData, folder: Path) -> Part:
     title = None
     try:
-        table: Table = instantiate(dict(config), _convert_="all")
+        table: Table = instantiate(config)
         title, stem = table.title, table.stem or name
         if reason := table.nothing(data):
             for ending in TABLE_ENDINGS:
@@ -120,7 +137,7 @@ def _figure(name: str, config: Mapping[str, Any], data: ReportData, folder: Path
 
     title = None
     try:
-        figure: Figure = instantiate(dict(config), _convert_="all")
+        figure: Figure = instantiate(config)
         title = figure.title
         drawings: list[Drawing] = []
         with style():

@@ -8,25 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from nystra_bench.report.frame import RATIOS, ReportData
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a readable table.
-
-    Attributes:
-        header: short, with the unit in brackets.
-        meaning: one or two sentences, for a tooltip.
-        digits: decimals; None for text.
-        spread: a second column, written in brackets after the number.
-    """
-
-    name: str
-    header: str
-    meaning: str
-    digits: int | None = None
-    spread: str | None = None
+from nystra_bench.measure.latency import RATIOS
+from nystra_bench.report.column import Column
+from nystra_bench.report.frame import ReportData
 
 
 @dataclass(frozen=True)
@@ -55,14 +39,6 @@ class ReadableTable:
     shared: str = ""
 
 
-def _speedup(against: str, what: str) -> Column:
-    meaning = (
-        f"How many times as fast as {what}: median over rounds of the paired ratio of latencies in one session, with "
-        "its bootstrap 95 % interval. Above 1 is faster; ≈1 where the interval contains 1. Read it with the deviation."
-    )
-    return Column(f"speedup_vs_{against}", f"speed-up vs {against}", meaning, 2)
-
-
 _KNOWN = [
     Column("model", "model", "The restoration model, by the name of its configuration."),
     Column("window", "window (tokens)", "Side of the attention window.", 0),
@@ -81,22 +57,8 @@ _KNOWN = [
     Column("settings", "settings", "Parameters of the attention, beyond landmarks and iterations, that differ here."),
     Column("device", "device", "Where it was measured."),
     Column("dtype", "dtype", "Precision of the computation."),
-    Column("images", "images", "Number of images the quality is a mean over.", 0),
-    Column("latency_ms", "latency, ms (IQR)", "Median of one forward pass over interleaved rounds, and in "
-           "brackets the interquartile range.", 1, "latency_iqr_ms"),
-    Column("latency_iqr_ms", "latency IQR (ms)", "Interquartile range of one forward pass.", 2),
-    Column("first_ms", "first call (ms)", "The first call, which is in no other number.", 1),
-    Column("setup_ms", "set-up (ms)", "Time for what the method makes once a layer and window size and keeps: factors "
-           "of the position bias, say. It is part of the first call, and in no other number.", 1),
-    _speedup("exact", "exact attention in separate operations"),
-    _speedup("sdpa", "PyTorch's fused exact attention"),
-    _speedup("native", "the model as released"),
-    Column("floor_ms", "no attention (ms)", "Latency of the same model without any attention, in the same session.", 1),
-    Column("noise_low", "A/A low", "Lower end of the 95 % interval of exact attention against itself.", 3),
-    Column("noise_high", "A/A high", "Upper end of the 95 % interval of exact attention against itself.", 3),
-    Column("peak_memory_mb", "peak memory (MB)", "Peak memory of one forward pass; MB are 10^6 bytes.", 0),
-    Column("gflops", "operations (GFLOP)", "Of one forward pass; a multiply-add counts as two.", 2),
-    Column("attention_gflops", "attention (GFLOP)", "The operations of the attention alone.", 2),
+    Column("kernel", "kernel", "Which of PyTorch's kernels computed the attention, where it has the choice."),
+    Column("measure_parameters", "measured", "Parameters of the measurements that have any."),
     Column("status", "status", "The worst of the row's measures: done, skipped, unstable, missing or a failure."),
     Column("reason", "reason", "Why a row is not done."),
 ]  # fmt: skip
@@ -113,9 +75,9 @@ _TITLES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "rms": "RMS", "max"
 
 
 def column(name: str, data: ReportData) -> Column:
-    """The column of a name: a known one, else a metric as it describes itself."""
-    if name in _BY_NAME:
-        return _BY_NAME[name]
+    """The column of a name: one of every table, of a measurement, or a metric as it describes itself."""
+    if known := _BY_NAME.get(name) or data.columns.get(name):
+        return known
     described = data.descriptions.get(name) or data.descriptions.get(name.removeprefix("input_")) or {}
     unit = str(described.get("unit") or "")
     header = " ".join(_TITLES.get(word, word) for word in name.split("_"))

@@ -19,7 +19,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from nystra_bench.report.frame import REFERENCES, ReportData
+from nystra_bench.report.frame import ReportData
+from nystra_bench.words import REFERENCES
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 """Okabe and Ito's colours (without black, which the references have, and yellow, which is faint) and Tol's wine."""

@@ -8,17 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from nystra_bench.report.columns import number
-from nystra_bench.report.frame import (
-    FLOOR,
-    FUSED,
-    GROUP,
-    ORIGINAL,
-    REFERENCES,
-    RELEASED,
-    SEVERITY,
-    ReportData,
-    TimingSession,
-)
+from nystra_bench.report.frame import GROUP, SEVERITY, ReportData, TimingSession
+from nystra_bench.words import FLOOR, FUSED, ORIGINAL, REFERENCES, RELEASED
 
 ORIGINALS = (
     "Three originals: “native” is the model as released; “interpolate” is exact attention in another window with the "

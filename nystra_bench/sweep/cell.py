@@ -9,10 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-SCHEMA = 1
-MEASURES = ("quality", "latency", "memory", "bound")
-USUAL_MEASURES = MEASURES[:3]
-"""What a block of a sweep measures unless it says otherwise."""
+SCHEMA = 2
 
 
 def encode_numbers(value: object) -> object:
@@ -60,15 +57,24 @@ class Cell:
 
     @property
     def measure(self) -> str:
-        return self.content["measure"]
+        """Name of what measures it."""
+        return self.content["measure"]["name"]
 
     def describe(self) -> str:
-        """One line for people: what is measured, where."""
+        """One line for people: what is measured, where; only of what decides it."""
         c = self.content
-        parameters = assignments(c["attention"]["params"])
-        attention = c["attention"]["name"] + (f"({parameters})" if parameters else "")
-        task = f"{c['task']['name']} {assignments(c['task']['params'], without='seed')}".rstrip()
-        return (
-            f"{c['measure']:8} {c['model']['name']} window={c['window']} bias={c['position_bias']} "
-            f"{task} {attention} {c['device']} {c['dtype']}"
-        )
+        words = [f"{_called(c['measure']):8}"]
+        if "model" in c:
+            words.append(c["model"]["name"])
+        words += [f"{name}={c[key]}" for name, key in (("window", "window"), ("bias", "position_bias")) if key in c]
+        if "task" in c:
+            words.append(f"{c['task']['name']} {assignments(c['task']['params'], without='seed')}".rstrip())
+        if "attention" in c:
+            words.append(_called(c["attention"]))
+        return " ".join([*words, c["device"], c["dtype"]])
+
+
+def _called(option: Mapping) -> str:
+    """An option with its parameters in brackets."""
+    parameters = assignments(option["params"])
+    return option["name"] + (f"({parameters})" if parameters else "")

@@ -13,13 +13,15 @@ from omegaconf import OmegaConf
 
 from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError, unknown
+from nystra_bench.measure.base import check_columns
 from nystra_bench.sweep.cell import SCHEMA
-from nystra_bench.sweep.grid import Overrides, expand, listed
+from nystra_bench.sweep.grid import Combination, Option, Overrides, expand, listed
 from nystra_bench.sweep.inspection import look
-from nystra_bench.sweep.plan import Planned, plan, request_of
+from nystra_bench.sweep.plan import Planned, Run, plan, request_of
 from nystra_bench.sweep.progress import Progress
 from nystra_bench.sweep.session import SessionRun, group
 from nystra_bench.sweep.store import FAILURES, Store, write_atomically
+from nystra_bench.words import IDENTITY, REFERENCES
 
 log = logging.getLogger("nystra_bench")
 
@@ -45,10 +47,7 @@ class Engine:
         for status in self.retried:
             if status not in RETRIED:
                 raise unknown("retry", status, RETRIED)
-        self.references = {
-            role: next(iter(catalogue.choose(f"references.{role}", "attention", name).values()))
-            for role, name in config["references"].items()
-        }
+        self.references = _references(config["references"], catalogue)
         self.metrics = catalogue.choose("metrics", "metric", config["metrics"])
         if not self.metrics:
             raise UserError(f"metrics=[] holds no metric: accepted are all, {', '.join(catalogue.names('metric'))}")
@@ -95,9 +94,18 @@ class Engine:
     # ----------------------------------------------------------------- planning
 
     def plan(self) -> list[Planned]:
-        choices = expand(self.config["sweep"]["blocks"], self.overrides, self.catalogue)
-        request = request_of(choices, self.metrics, self.catalogue, self.config["plugins"], self.tiling)
-        return plan(choices, look(request), self.catalogue, self.overrides, self.tiling)
+        combinations = expand(self.config["sweep"]["blocks"], self.overrides, self.catalogue)
+        self._check_columns(combinations)
+        plugins, tf32 = tuple(self.config["plugins"]), self.config["tf32"]
+        run = Run(self.metrics, self.references, self.config["timing"], plugins, self.tiling, tf32)
+        return plan(combinations, look(request_of(combinations, run)), self.catalogue, self.overrides, run)
+
+    def _check_columns(self, combinations: list[Combination]) -> None:
+        """Each column of table.csv belongs to one measurement, or to one metric."""
+        measurements = {c.measure.name: c.measurement for c in combinations}
+        given = {name for made in measurements.values() for name in made.names}
+        taken = {name: f"metrics={name}" for name in self.metrics if name not in given}
+        check_columns(measurements, taken | dict.fromkeys(IDENTITY, "every table"))
 
     def _check_writable(self) -> None:
         """Before anything is measured: hours of it would be lost at the end otherwise."""
@@ -109,7 +117,14 @@ class Engine:
             )
 
     def status(self, p: Planned) -> tuple[str, str | None]:
-        return ("skipped", p.reason) if p.reason else self.store.status(p.cell.key)
+        """Of a cell, with its reason; a result that lacks what is asked for now is not done."""
+        if p.reason:
+            return "skipped", p.reason
+        status, reason = self.store.status(p.cell.key)
+        if status == "done" and p.parts:
+            lacking = p.combination.measurement.lacking(self.store.result(p.cell.key)["value"], p.parts)
+            return ("missing", f"not yet measured: {', '.join(lacking)}") if lacking else (status, reason)
+        return status, reason
 
     def missing(self, planned: list[Planned]) -> list[Planned]:
         """The cells to measure now."""
@@ -122,7 +137,8 @@ class Engine:
 
     def _write_cells(self, planned: list[Planned]) -> None:
         cells = [
-            {"key": p.cell.key, "cell": p.cell.content, "uses": p.uses, "status": p.status, "reason": p.reason}
+            {"key": p.cell.key, "cell": p.cell.content, "uses": p.uses, "parts": p.parts}
+            | {"status": p.status, "reason": p.reason}
             for p in planned
         ]
         content = {"schema": SCHEMA, "sweep": self.name, "cells": cells}
@@ -137,10 +153,11 @@ class Engine:
             "store": str(self.store.folder),
             "sys_path": self.config["plugins"],
             "metrics": self.metrics,
-            "references": self.references,
+            "references": {role: option.config for role, option in self.references.items()},
             "timing": self.config["timing"],
             "tiling": self.tiling,
             "seed": self.config["seed"],
+            "tf32": self.config["tf32"],
         }
         progress = Progress({p.cell.key: p.cell.describe() for p in missing})
         runner = SessionRun(self.store, common, self.config["timeout_s"], self.log_file, progress)
@@ -168,14 +185,24 @@ class Engine:
 
         settings = {key: value for key, value in self.config.items() if key != "sweep_name"}
         given = {"axes": self.overrides.axes, "parameters": self.overrides.parameters}
-        page = build_report(self.results, self.name, self.plugins, OmegaConf.to_yaml({**settings, "given": given}))
-        cells = json.loads(self.cells_file.read_text())["cells"]
-        statuses = ["skipped" if c["status"] == "skipped" else self.store.status(c["key"])[0] for c in cells]
-        failed = [status for status in statuses if status in FAILURES]
-        print(f"{self.name}: {_summary(statuses)}\n{page}")
+        told = OmegaConf.to_yaml({**settings, "given": given})
+        report = build_report(self.results, self.name, self.plugins, told, self.catalogue)
+        failed = [status for status in report.statuses if status in FAILURES]
+        print(f"{self.name}: {_summary(report.statuses)}\n{report.page}")
         if failed:
             print(f"{len(failed)} cells failed: the reasons are in the table, tracebacks in {self.log_file}")
         return 2 if failed else 0
+
+
+def _references(wanted: object, catalogue: Catalogue) -> dict[str, Option]:
+    """What stands for exact, sdpa and identity in a run."""
+    if not isinstance(wanted, dict) or set(wanted) != set(REFERENCES):
+        raise UserError(f"references={wanted} does not fit: accepted are {', '.join(REFERENCES)}, each with a name")
+    known = catalogue.names("attention")
+    for role, name in wanted.items():
+        if not isinstance(name, str) or name not in known:
+            raise unknown(f"references.{role}", name, known)
+    return {role: Option.of(name, catalogue.option("attention", name)) for role, name in wanted.items()}
 
 
 def _summary(statuses: list[str]) -> str:

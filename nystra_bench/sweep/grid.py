@@ -1,9 +1,8 @@
-"""From the blocks of a sweep to the list of choices: pure, without torch.
+"""From the blocks of a sweep to the list of combinations: pure, without torch.
 
 A block is a product of axes. An axis holds one value or a list. Those of the *option axes* (model, task, attention,
-device) are names of configuration files, or mappings ``{name: nystra, landmarks: [8, 16]}`` whose lists are axes
-again.
-What the user gives on the command line replaces that axis in every block.
+device, measure) are names of configuration files, or mappings ``{name: nystra, landmarks: [8, 16]}`` whose lists are
+axes again. What the user gives on the command line replaces that axis in every block.
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ from dataclasses import dataclass, field, replace
 
 from nystra_bench.configuration import BIAS_MODES, Catalogue
 from nystra_bench.errors import UserError, did_you_mean, unknown
-from nystra_bench.sweep.cell import MEASURES, USUAL_MEASURES, canonical_json
+from nystra_bench.measure.base import Measurement, measurement
+from nystra_bench.sweep.cell import canonical_json
 
-OPTION_AXES = ("model", "task", "attention", "device")
+OPTION_AXES = ("model", "task", "attention", "device", "measure")
 AVAILABLE = "available"
 """As a device: every one that the machine has."""
 
@@ -24,7 +24,7 @@ DEFAULTS = {
     "window_size": "native",
     "position_bias": "native",
     "dtype": "float32",
-    "measure": list(USUAL_MEASURES),
+    "measure": ["quality", "latency", "memory"],
     "device": AVAILABLE,
 }
 AXES = ("model", "task", "window_size", "position_bias", "attention", "device", "dtype", "measure")
@@ -48,16 +48,20 @@ class Option:
 
 @dataclass(frozen=True)
 class Combination:
-    """What the configuration asks for; it becomes a cell once the weights, images and devices have been looked at."""
+    """What the configuration asks for; it becomes a cell once the weights, images and devices have been looked at.
 
-    model: Option
-    task: Option
-    window_size: int | str
-    position_bias: str
-    attention: Option
+    What its measurement does not need is None.
+    """
+
+    model: Option | None
+    task: Option | None
+    window_size: int | str | None
+    position_bias: str | None
+    attention: Option | None
     device: Option
     dtype: str
-    measure: str
+    measure: Option
+    measurement: Measurement = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def listed(value: object) -> list:
 
 
 def expand(blocks: list[Mapping], overrides: Overrides, catalogue: Catalogue) -> list[Combination]:
-    """All choices of a sweep, in the order of its blocks, each once.
+    """All combinations of a sweep, in the order of its blocks, each once.
 
     Raises:
         UserError: an axis, option, parameter or value is unknown, or nothing is left to measure.
@@ -83,12 +87,12 @@ def expand(blocks: list[Mapping], overrides: Overrides, catalogue: Catalogue) ->
     for block in blocks:
         _check_block(block)
     _check_parameters(blocks, overrides, catalogue)
-    choices: dict[Combination, None] = {}
+    combinations: dict[Combination, None] = {}
     for block in blocks:
-        choices |= dict.fromkeys(_expand_block(block, overrides, catalogue))
-    if not choices:
-        raise UserError("the choice leaves no cell to measure: widen attention=, window_size= or position_bias=")
-    return list(choices)
+        combinations |= dict.fromkeys(_expand_block(block, overrides, catalogue))
+    if not combinations:
+        raise UserError("the options leave no cell to measure: widen attention=, window_size= or position_bias=")
+    return list(combinations)
 
 
 def blocks_of(sweep: Mapping, catalogue: Catalogue, inside: tuple[str, ...] = ()) -> list:
@@ -115,18 +119,34 @@ def _check_block(block: object) -> None:
 
 
 def _expand_block(block: Mapping, overrides: Overrides, catalogue: Catalogue) -> Iterable[Combination]:
+    measures = _values("measure", block, overrides, catalogue)
+    if measures is None:
+        raise _unnamed("measure", catalogue)
+    made = {option: measurement(option.name, option.config) for option in measures}
+    needed = {axis: option.name for option, its in made.items() for axis in its.needs}
     values = []
-    for axis in AXES:
-        given = _narrowed(axis, block.get(axis, DEFAULTS.get(axis)), overrides)
-        if given is None:
-            raise UserError(f"sweep.blocks: a block names no {axis}: accepted are {', '.join(catalogue.names(axis))}")
-        if axis in OPTION_AXES:
-            parameters = overrides.parameters.get(axis, {})
-            given = [o for entry in listed(given) for o in _options(axis, entry, parameters, catalogue)]
-        else:
-            given = [_checked(axis, value) for value in listed(given)]
-        values.append(given)
-    return (_normalised(Combination(*combination)) for combination in itertools.product(*values))
+    for axis in AXES[:-1]:
+        given = _values(axis, block, overrides, catalogue)
+        if given is None and axis in needed:
+            raise _unnamed(axis, catalogue)
+        values.append([None] if given is None else given)
+    for *combination, measure in itertools.product(*values, measures):
+        yield _normalised(Combination(*combination, measure, made[measure]))
+
+
+def _values(axis: str, block: Mapping, overrides: Overrides, catalogue: Catalogue) -> list | None:
+    """All values of an axis, options with their parameters; None where neither block nor user nor default names any."""
+    given = _narrowed(axis, block.get(axis, DEFAULTS.get(axis)), overrides)
+    if given is None:
+        return None
+    if axis in OPTION_AXES:
+        parameters = overrides.parameters.get(axis, {})
+        return [option for entry in listed(given) for option in _options(axis, entry, parameters, catalogue)]
+    return [_checked(axis, value) for value in listed(given)]
+
+
+def _unnamed(axis: str, catalogue: Catalogue) -> UserError:
+    return UserError(f"sweep.blocks: a block names no {axis}: accepted are {', '.join(catalogue.names(axis))}")
 
 
 def _narrowed(axis: str, in_block: object, overrides: Overrides) -> object:
@@ -183,8 +203,8 @@ def _untaken(axis: str, parameter: str, values: list, taken: set[str]) -> UserEr
 
 
 def _checked(axis: str, value: object) -> object:
-    """A value of window_size, position_bias, dtype or measure, if it is one."""
-    accepted = {"position_bias": BIAS_MODES, "dtype": DTYPES, "measure": MEASURES}
+    """A value of window_size, position_bias or dtype, if it is one."""
+    accepted = {"position_bias": BIAS_MODES, "dtype": DTYPES}
     if axis in accepted and value not in accepted[axis]:
         raise unknown(axis, value, accepted[axis])
     is_window = value == "native" or (isinstance(value, int) and not isinstance(value, bool) and value >= 2)
@@ -193,8 +213,9 @@ def _checked(axis: str, value: object) -> object:
     return value
 
 
-def _normalised(choice: Combination) -> Combination:
-    """``position_bias=native`` is the model as released, in its own window, whatever windows the axis holds."""
-    if choice.position_bias == "native" and choice.window_size != "native":
-        return replace(choice, window_size="native")
-    return choice
+def _normalised(combination: Combination) -> Combination:
+    """Only what its measurement needs. ``position_bias=native`` is the model as released, in its own window."""
+    if combination.position_bias == "native" and combination.window_size != "native":
+        combination = replace(combination, window_size="native")
+    unneeded = set(AXES[:-1]) - set(combination.measurement.needs)
+    return replace(combination, **dict.fromkeys(unneeded))

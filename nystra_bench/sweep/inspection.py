@@ -15,6 +15,7 @@ from typing import TextIO
 
 from nystra_bench.errors import UserError
 from nystra_bench.instruments.environment import ROOT
+from nystra_bench.instruments.sources import sources_of
 
 
 def look(request: dict) -> dict:
@@ -52,38 +53,40 @@ def answer(request: dict) -> dict:
     """Facts about the options in ``request``.
 
     ``models``, ``tasks``, ``attentions``, ``devices``: {identity: configuration}; ``metrics``: {name: configuration};
-    ``uses``: which [model, task, window size] occur together; ``tiling``: None, or ``tile`` and ``overlap``;
+    ``references``: {role: ``name`` and ``config``}; ``uses``: which [model, task, window size] occur together, the task
+    None where there is none; ``tiling``: None, or ``tile`` and ``overlap``;
     ``sys_path``: folders with the code of plug-ins.
     """
     sys.path[:0] = request["sys_path"]
     tasks = {key: _task(config) for key, config in request["tasks"].items()}
-    models = {key: _model(config, _uses(request, key, tasks)) for key, config in request["models"].items()}
+    models = {key: _model(config, _uses(request, key, tasks), request) for key, config in request["models"].items()}
     occurring = sorted({side for facts in models.values() for sides in facts["windows"].values() for side in sides})
     import torch
 
     return {
         "models": models,
         "tasks": tasks,
-        "attentions": {key: _attention(config, occurring) for key, config in request["attentions"].items()},
+        "attentions": {key: _attention(config, occurring, request) for key, config in request["attentions"].items()},
+        "references": {role: _reference(config, request) for role, config in request["references"].items()},
         "metrics": {name: _metric(config) for name, config in request["metrics"].items()},
         "devices": {key: _device(config) for key, config in request["devices"].items()},
         "torch": torch.__version__,
     }
 
 
-def _uses(request: dict, model: str, tasks: dict) -> list[tuple[str, int | str, list]]:
+def _uses(request: dict, model: str, tasks: dict) -> list[tuple[str | None, int | str, list]]:
     """Task, window size and the sizes of the images, or of their tiles, of each use of a model."""
     tile = (request["tiling"] or {}).get("tile", math.inf)
     sizes = {key: [[min(side, tile) for side in size] for size in task["sizes"]] for key, task in tasks.items()}
-    return [(task, window, sizes[task]) for m, task, window in request["uses"] if m == model]
+    return [(task, window, sizes.get(task, [])) for m, task, window in request["uses"] if m == model]
 
 
-def use(task: str, window: int | str) -> str:
+def use(task: str | None, window: int | str | None) -> str:
     """The key of a task and a window size in a model's ``windows``."""
     return f"{window} {task}"
 
 
-def _model(config: dict, uses: list[tuple[str, int | str, list]]) -> dict:
+def _model(config: dict, uses: list[tuple[str | None, int | str, list]], request: dict) -> dict:
     from nystra_bench.models import load_configured
     from nystra_bench.models.checkpoints import resolve, sha256
 
@@ -96,14 +99,15 @@ def _model(config: dict, uses: list[tuple[str, int | str, list]]) -> dict:
         "version": model.version,
         "scale": model.scale,
         "channels": model.channels,
+        "sources": sources_of(type(model).__module__, request["sys_path"]),
         "windows": {use(task, window): _sides(model, window, sizes) for task, window, sizes in uses},
     }
 
 
-def _sides(model, window: int | str, sizes: list) -> list[int]:
+def _sides(model, window: int | str | None, sizes: list) -> list[int]:
     """Sides of all windows that a model cuts images of these sizes into."""
-    window = model.window_size if window == "native" else window
-    return sorted({side for height, width in sizes for side in model.windows(window, height, width)})
+    window = model.window_size if window in (None, "native") else window
+    return sorted({side for height, width in sizes for side in model.windows(window, height, width)}) or [window]
 
 
 def _task(config: dict) -> dict:
@@ -125,24 +129,31 @@ def _task(config: dict) -> dict:
     }
 
 
-def _attention(config: dict, windows: list[int]) -> dict:
+def _attention(config: dict, windows: list[int], request: dict) -> dict:
     from nystra_bench.configuration import instantiate
 
     attention = instantiate(config)
     return {
         "version": attention.version,
         "params": {key: value for key, value in config.items() if not key.startswith("_")},
+        "sources": sources_of(type(attention).__module__, request["sys_path"]),
         "uses": attention.uses(),
         "refusals": {str(size): attention.refuses(size, size) for size in windows},
     }
+
+
+def _reference(config: dict, request: dict) -> dict:
+    """The same of a reference; ``config`` has the option's ``name``, too."""
+    name, config = config["name"], config["config"]
+    return {"name": name, **_attention(config, [], request)}
 
 
 def _metric(config: dict) -> dict:
     from nystra_bench.configuration import instantiate
 
     metric = instantiate(config)
-    known = {"version": metric.version, "params": {k: v for k, v in config.items() if not k.startswith("_")}}
-    # A result without a metric is another one than that with it: once its weights are there, it is measured.
+    params = {key: value for key, value in config.items() if not key.startswith("_")}
+    known = {"version": metric.version, "params": params, "against": metric.against}
     return {**known, "absent": True} if metric.available() else known
 
 
@@ -158,7 +169,7 @@ def _device(config: dict) -> dict:
         return {"refusal": "PyTorch finds no CUDA GPU on this machine"}
     if kind not in ("cpu", "cuda"):
         raise UserError(f"device: _type_={kind} is unknown: accepted are cpu, cuda")
-    return {"refusal": None, "hardware": hardware(kind), "threads": threads or usable_cores()}
+    return {"refusal": None, "kind": kind, "hardware": hardware(kind), "threads": threads or usable_cores()}
 
 
 def main() -> None:

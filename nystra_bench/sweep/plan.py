@@ -1,16 +1,40 @@
-"""From choices to cells: facts about weights, images and devices are put in, and what cannot be is given its reason."""
+"""From combinations to cells: facts about weights, images and devices are put in; what cannot be gets its reason."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError
+from nystra_bench.instruments.sources import combined
+from nystra_bench.measure.base import Circumstances
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.grid import AVAILABLE, Combination, Option, Overrides
 from nystra_bench.sweep.inspection import use
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of a run that decide numbers beside the axes.
+
+    Attributes:
+        metrics: configurations by name.
+        references: what stands for exact, sdpa and identity.
+        timing: the settings ``timing.…``.
+        plugins: folders with the user's own options.
+        tiling: ``tile`` and ``overlap`` where images are cut into tiles; it stands with the task's parameters, since it
+            changes what the model sees.
+        tf32: whether matrix products of float32 may be computed in TF32 on a GPU.
+    """
+
+    metrics: Mapping[str, dict]
+    references: Mapping[str, Option]
+    timing: Mapping[str, object]
+    plugins: tuple[str, ...] = ()
+    tiling: Mapping[str, int] | None = None
+    tf32: bool = False
 
 
 @dataclass(frozen=True)
@@ -18,95 +42,137 @@ class Planned:
     """A cell of a sweep with the configuration that makes it.
 
     Attributes:
+        window: side of the windows in tokens; None where the cell has no model.
         uses: what the attention makes of position bias and shift mask (``Attention.uses``).
         reason: why the cell is skipped, if it is.
+        parts: what its value is put together from (``Measurement.parts``).
     """
 
     cell: Cell
-    choice: Combination
-    window: int
+    combination: Combination
+    window: int | None
     uses: dict[str, str]
     reason: str | None
+    parts: dict[str, dict]
 
     @property
     def status(self) -> str:
         return "skipped" if self.reason else "planned"
 
 
-def request_of(
-    choices: list[Combination],
-    metrics: dict[str, dict],
-    catalogue: Catalogue,
-    sys_path: list[str],
-    tiling: dict | None = None,
-) -> dict:
-    """What has to be known about these choices (``inspection.answer`` tells it)."""
+def request_of(combinations: list[Combination], run: Run) -> dict:
+    """What has to be known about these combinations (``inspection.answer`` tells it)."""
 
-    def configs(options: Iterable[Option]) -> dict[str, dict]:
-        return {option.text: option.config for option in options}
+    def configs(options: Iterable[Option | None]) -> dict[str, dict]:
+        return {option.text: option.config for option in options if option}
 
+    with_model = [c for c in combinations if c.model]
+    uses = dict.fromkeys((c.model.text, c.task.text if c.task else None, c.window_size) for c in with_model)
     return {
-        "sys_path": sys_path,
-        "models": configs(choice.model for choice in choices),
-        "tasks": configs(choice.task for choice in choices),
-        "attentions": configs(choice.attention for choice in choices),
-        "devices": configs(choice.device for choice in choices),
-        "metrics": metrics,
-        "tiling": tiling,
-        "uses": list(map(list, dict.fromkeys((c.model.text, c.task.text, c.window_size) for c in choices))),
+        "sys_path": list(run.plugins),
+        "models": configs(c.model for c in combinations),
+        "tasks": configs(c.task for c in combinations),
+        "attentions": configs(c.attention for c in combinations),
+        "devices": configs(c.device for c in combinations),
+        "metrics": dict(run.metrics),
+        "references": {role: {"name": o.name, "config": o.config} for role, o in run.references.items()},
+        "tiling": run.tiling,
+        "uses": list(map(list, uses)),
     }
 
 
 def plan(
-    choices: list[Combination], facts: dict, catalogue: Catalogue, overrides: Overrides, tiling: dict | None = None
+    combinations: list[Combination], facts: dict, catalogue: Catalogue, overrides: Overrides, run: Run
 ) -> list[Planned]:
-    """The cells of the choices, each once, in their order.
-
-    Args:
-        tiling: ``tile`` and ``overlap`` where images are cut into tiles; it stands with the task's parameters, since it
-            changes what the model sees.
+    """The cells of the combinations, each once, in their order.
 
     Raises:
         UserError: a model does not fit a task, or a value that the user gave fits nowhere.
     """
+    planner = Planner(facts, catalogue, run)
     planned: dict[str, Planned] = {}
-    for choice in choices:
-        if choice.device.optional and facts["devices"][choice.device.text]["refusal"]:
+    for combination in combinations:
+        if combination.device.optional and facts["devices"][combination.device.text]["refusal"]:
             continue
-        made = _resolve(choice, facts, catalogue, tiling)
+        made = planner.resolve(combination)
         planned.setdefault(made.cell.key, made)
     found = list(planned.values())
     if not found:
-        raise UserError("the choice leaves no cell to measure: no device of the sweep is on this machine")
+        raise UserError("the options leave no cell to measure: no device of the sweep is on this machine")
     _refuse_what_fits_nowhere(found, overrides)
     return found
 
 
-def _resolve(choice: Combination, facts: dict, catalogue: Catalogue, tiling: dict | None) -> Planned:
-    model, task = facts["models"][choice.model.text], facts["tasks"][choice.task.text]
-    attention, machine = facts["attentions"][choice.attention.text], facts["devices"][choice.device.text]
-    _check_model_fits(choice, model, task)
-    window = model["native_window"] if choice.window_size == "native" else choice.window_size
-    bias = choice.position_bias
-    if bias == "interpolate" and window == model["native_window"]:
-        bias = "native"  # nothing is stretched: it is the same model
-    content = {
-        "measure": choice.measure,
-        "model": {"name": _model_name(choice.model, catalogue)}
-        | {k: model[k] for k in ("weights", "version", "native_window")},
-        "window": window,
-        "position_bias": bias,
-        "task": {"name": choice.task.name, **{k: task[k] for k in ("version", "dataset", "data")}}
-        | {"params": {**task["params"], **_tile_parameters(tiling)}},
-        "attention": {"name": choice.attention.name, **{k: attention[k] for k in ("version", "params")}},
-        "device": choice.device.name,
-        "dtype": choice.dtype,
-        "settings": _settings(choice, machine, facts),
-    }
-    resolved = replace(choice, position_bias=bias)
-    sides = model["windows"][use(choice.task.text, choice.window_size)]
-    reason = _refusal(window, sides, attention, machine, task)
-    return Planned(Cell.of(content), resolved, window, attention["uses"], reason)
+class Planner:
+    """Makes cells of combinations, from the facts that ``inspection.answer`` told."""
+
+    def __init__(self, facts: dict, catalogue: Catalogue, run: Run):
+        self.facts, self.catalogue, self.run = facts, catalogue, run
+
+    def resolve(self, c: Combination) -> Planned:
+        model, task = self._about("models", c.model), self._about("tasks", c.task)
+        attention, machine = self._about("attentions", c.attention), self.facts["devices"][c.device.text]
+        if model and task:
+            _check_model_fits(c, model, task)
+        window = None
+        if model:
+            window = model["native_window"] if c.window_size in (None, "native") else c.window_size
+        bias = c.position_bias
+        if bias == "interpolate" and window == model["native_window"]:
+            bias = "native"  # nothing is stretched: it is the same model
+        known = self._circumstances(machine, attention, model)
+        content: dict = {"measure": self._measure(c)}
+        if model:
+            kept = {k: model[k] for k in ("weights", "version", "native_window")}
+            content["model"] = {"name": _model_name(c.model, self.catalogue), **kept}
+        content |= {name: value for name, value in (("window", window), ("position_bias", bias)) if value is not None}
+        if task:
+            content["task"] = {"name": c.task.name, **{k: task[k] for k in ("version", "dataset", "data")}}
+            content["task"]["params"] = {**task["params"], **_tile_parameters(self.run.tiling)}
+        if attention:
+            content["attention"] = {"name": c.attention.name, **{k: attention[k] for k in ("version", "params")}}
+        content |= {"device": c.device.name, "dtype": c.dtype, "settings": self._settings(c, machine, known)}
+        reason = _refusal(self._sides(c, model), window, attention, machine, task)
+        uses = attention["uses"] if attention else {}
+        parts = c.measurement.parts(known)
+        return Planned(Cell.of(content), replace(c, position_bias=bias), window, uses, reason, parts)
+
+    def _about(self, kind: str, option: Option | None) -> dict | None:
+        return self.facts[kind][option.text] if option else None
+
+    @staticmethod
+    def _measure(c: Combination) -> dict:
+        params = {key: value for key, value in c.measure.config.items() if not key.startswith("_")}
+        return {"name": c.measure.name, "version": c.measurement.version, "params": params}
+
+    def _circumstances(self, machine: dict, attention: dict | None, model: dict | None) -> Circumstances:
+        references = self.facts["references"]
+        code = [about["sources"] for about in (attention, model, *references.values()) if about]
+        return Circumstances(
+            hardware=machine.get("hardware"),
+            threads=machine.get("threads"),
+            torch=self.facts["torch"],
+            timing=self.run.timing,
+            references={
+                role: {"name": about["name"], "version": about["version"], "params": about["params"]}
+                for role, about in references.items()
+            },
+            metrics=self.facts["metrics"],
+            source=combined(*code),
+        )
+
+    def _settings(self, c: Combination, machine: dict, known: Circumstances) -> dict:
+        """What the measurement names; and TF32 where it is on, which makes float32 another precision on a GPU."""
+        tf32 = self.run.tf32 and machine.get("kind") == "cuda" and c.dtype == "float32"
+        return c.measurement.settings(known) | ({"tf32": True} if tf32 else {})
+
+    @staticmethod
+    def _sides(c: Combination, model: dict | None) -> list[int]:
+        return model["windows"][use(c.task.text if c.task else None, c.window_size)] if model else []
+
+
+def _tile_parameters(tiling: Mapping[str, int] | None) -> dict:
+    return {"tile": tiling["tile"], "tile_overlap": tiling["overlap"]} if tiling else {}
 
 
 def _model_name(model: Option, catalogue: Catalogue) -> str:
@@ -116,31 +182,23 @@ def _model_name(model: Option, catalogue: Catalogue) -> str:
     return Path(str(model.config["weights"])).stem
 
 
-def _tile_parameters(tiling: dict | None) -> dict:
-    return {"tile": tiling["tile"], "tile_overlap": tiling["overlap"]} if tiling else {}
-
-
-def _settings(choice: Combination, machine: dict, facts: dict) -> dict:
-    if choice.measure == "quality":
-        return {"metrics": facts["metrics"]}
-    return {"hardware": machine.get("hardware"), "threads": machine.get("threads"), "torch": facts["torch"]}
-
-
-def _check_model_fits(choice: Combination, model: dict, task: dict) -> None:
+def _check_model_fits(c: Combination, model: dict, task: dict) -> None:
     for name in ("scale", "channels"):
         if model[name] != task[name]:
             raise UserError(
-                f"model={choice.model.name} with its weights has {name} {model[name]}, but task={choice.task.name} "
+                f"model={c.model.name} with its weights has {name} {model[name]}, but task={c.task.name} "
                 f"needs {name} {task[name]}: accepted are weights with {name} {task[name]}, or another task="
             )
 
 
-def _refusal(window: int, sides: list[int], attention: dict, machine: dict, task: dict) -> str | None:
-    if task["refusal"]:
+def _refusal(
+    sides: list[int], window: int | None, attention: dict | None, machine: dict, task: dict | None
+) -> str | None:
+    if task and task["refusal"]:
         return task["refusal"]
-    if window > task["largest_side"]:
+    if task and window and window > task["largest_side"]:
         return f"window_size={window} exceeds the images, whose largest side is {task['largest_side']} pixels"
-    refused = [reason for side in sides if (reason := attention["refusals"][str(side)])]
+    refused = [reason for side in sides if attention and (reason := attention["refusals"][str(side)])]
     return machine["refusal"] or next(iter(refused), None)
 
 
@@ -151,7 +209,7 @@ def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> N
         if not with_it:
             raise UserError(f"{given} is used by no cell: accepted beside it are position_bias=interpolate and drop")
         if all(p.reason for p in with_it):
-            nearest = max(with_it, key=lambda p: p.window)
+            nearest = max(with_it, key=lambda p: p.window or 0)
             tail = "" if "accepted" in nearest.reason else f"; accepted are {accepted}"
             raise UserError(f"{given} does not fit: {nearest.reason}{tail}")
 
@@ -170,13 +228,17 @@ def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned],
     for axis, accepted in others.items():
         for value in overrides.axes.get(axis, []):
             if isinstance(value, str) and value != AVAILABLE:
-                yield f"{axis}={value}", accepted, lambda p, a=axis, v=value: getattr(p.choice, a).name == v
+                yield f"{axis}={value}", accepted, lambda p, a=axis, v=value: _named(getattr(p.combination, a), v)
     for axis, parameters in overrides.parameters.items():
         for name, values in parameters.items():
             for value in values:
                 given = f"{axis}.{name}={value}"
-                yield given, "values that fit", lambda p, a=axis, n=name, v=value: _has(getattr(p.choice, a), n, v)
+                yield given, "values that fit", lambda p, a=axis, n=name, v=value: _has(getattr(p.combination, a), n, v)
 
 
-def _has(option: Option, parameter: str, value: object) -> bool:
-    return parameter in option.config and option.config[parameter] == value
+def _named(option: Option | None, name: str) -> bool:
+    return option is not None and option.name == name
+
+
+def _has(option: Option | None, parameter: str, value: object) -> bool:
+    return option is not None and parameter in option.config and option.config[parameter] == value

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nystra_bench.instruments.environment import KEEP_MEMORY
 from nystra_bench.sweep.cell import Cell
+from nystra_bench.sweep.grid import Option
 from nystra_bench.sweep.inspection import child_environment
 from nystra_bench.sweep.plan import Planned
 from nystra_bench.sweep.store import Store
@@ -35,15 +36,24 @@ class Session:
     def request(self, common: dict) -> dict:
         """What the worker is told, as plain data."""
         first = self.planned[0]
+        c = first.combination
         return {
             **common,
-            "model": first.choice.model.config,
-            "task": first.choice.task.config,
+            "model": _config(c.model),
+            "task": _config(c.task),
             "window": first.window,
-            "position_bias": first.choice.position_bias,
-            "device": first.choice.device.config,
-            "dtype": first.choice.dtype,
-            "cells": [{"cell": p.cell.text, "attention": p.choice.attention.config} for p in self.planned],
+            "position_bias": c.position_bias,
+            "device": c.device.config,
+            "dtype": c.dtype,
+            "cells": [
+                {
+                    "cell": p.cell.text,
+                    "measure": p.combination.measure.config,
+                    "attention": _config(p.combination.attention),
+                    "parts": p.parts,
+                }
+                for p in self.planned
+            ],
         }
 
 
@@ -51,10 +61,18 @@ def group(planned: Iterable[Planned]) -> list[Session]:
     """Sessions for these cells, in the order in which they come."""
     sessions: dict[tuple, Session] = {}
     for p in planned:
-        c = p.choice
-        key = (c.model.text, c.task.text, p.window, c.position_bias, c.device.text, c.dtype)
+        c = p.combination
+        key = (_text(c.model), _text(c.task), p.window, c.position_bias, c.device.text, c.dtype)
         sessions.setdefault(key, Session()).planned.append(p)
     return list(sessions.values())
+
+
+def _config(option: Option | None) -> dict | None:
+    return option.config if option else None
+
+
+def _text(option: Option | None) -> str | None:
+    return option.text if option else None
 
 
 class SessionRun:

@@ -46,8 +46,8 @@ class Bound(Figure):
         return "No configuration with landmarks has spectral errors (measure=bound)."
 
     def draw(self, data: ReportData) -> list[tuple[str, Drawing]]:
-        names = [name for name in data.bounds if name not in ("row", "layer", "head", "window")]
-        medians = data.frame.drop(columns="window").join(data.bounds.groupby("row")[names].median(), how="inner")
+        names = [name for name in data.rows("bound") if name not in ("row", "layer", "head", "window")]
+        medians = data.frame.drop(columns="window").join(data.rows("bound").groupby("row")[names].median(), how="inner")
         medians = medians.join(data.frame["window"])
         figures = []
         for group, rows in groups(medians, FIGURE):

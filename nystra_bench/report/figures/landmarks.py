@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from nystra_bench.report.base import Figure
 from nystra_bench.report.columns import column, number
-from nystra_bench.report.frame import FLOOR, ReportData
+from nystra_bench.report.frame import ReportData
 from nystra_bench.report.plotting import (
     GREY,
     Top,
@@ -21,6 +21,7 @@ from nystra_bench.report.plotting import (
     top_of,
 )
 from nystra_bench.report.wording import group_label, groups
+from nystra_bench.words import FLOOR
 
 FIGURE = ["model", "task", "task_parameters", "dataset", "device", "dtype"]
 AXES = ["window", "bias"]

@@ -14,9 +14,10 @@ from matplotlib.patches import Rectangle
 
 from nystra_bench.report.base import Figure
 from nystra_bench.report.columns import number
-from nystra_bench.report.frame import FLOOR, GROUP, ORIGINAL, Panel, ReportData
+from nystra_bench.report.frame import GROUP, Panel, ReportData
 from nystra_bench.report.plotting import head, new_figure
 from nystra_bench.report.wording import group_label, method_label
+from nystra_bench.words import FLOOR, ORIGINAL
 
 MARK = "#ffd400"
 LEVELS = 255

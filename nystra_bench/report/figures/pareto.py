@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from nystra_bench.report.base import Figure
 from nystra_bench.report.columns import column
-from nystra_bench.report.frame import ORIGINAL, REFERENCES, RELEASED, ReportData
+from nystra_bench.report.frame import ReportData
 from nystra_bench.report.plotting import (
     Label,
     Top,
@@ -28,6 +28,7 @@ from nystra_bench.report.plotting import (
     top_of,
 )
 from nystra_bench.report.wording import group_label, groups
+from nystra_bench.words import ORIGINAL, REFERENCES, RELEASED
 
 FIGURE = ["model", "task", "task_parameters", "dataset", "device", "dtype"]
 ROW = ["window", "bias"]

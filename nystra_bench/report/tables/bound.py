@@ -8,8 +8,9 @@ import pandas as pd
 
 from nystra_bench.report.base import Table
 from nystra_bench.report.columns import EMPTY, Column, ReadableTable, TableCell, readable_table
-from nystra_bench.report.frame import COLUMNS, ReportData
+from nystra_bench.report.frame import ReportData
 from nystra_bench.report.wording import count
+from nystra_bench.words import IDENTITY
 
 _NUMBERS = [
     Column("matrix_error", "attention matrix error", "‖P − P̂‖₂/‖P‖₂ with P = softmax(QKᵀ + B + M), the exact "
@@ -30,15 +31,15 @@ class BoundTable(Table):
     """Medians and maxima over layers, heads and windows, one row for each configuration with spectral errors."""
 
     def nothing(self, data: ReportData) -> str | None:
-        return "The sweep has no spectral errors (measure=bound)." if data.bounds.empty else None
+        return "The sweep has no spectral errors (measure=bound)." if data.rows("bound").empty else None
 
     def table(self, data: ReportData) -> pd.DataFrame:
         """The configurations with ``<number>_median`` and ``<number>_max``; ``looked_at`` counts what they are over."""
-        names = [c.name for c in _NUMBERS if c.name in data.bounds]
-        by_row = data.bounds.groupby("row")
+        names = [c.name for c in _NUMBERS if c.name in data.rows("bound")]
+        by_row = data.rows("bound").groupby("row")
         statistics = by_row[names].agg(["median", "max"])
         statistics.columns = ["_".join(column) for column in statistics.columns]
-        settings = [name for name in COLUMNS[:11] if name in data.frame] + ["task_parameters"]
+        settings = [name for name in IDENTITY[:11] if name in data.frame] + ["task_parameters"]
         frame = data.frame.loc[statistics.index, settings]
         return frame.assign(layers=by_row["layer"].nunique(), looked_at=by_row.size()).join(statistics)
 
@@ -58,7 +59,7 @@ class BoundTable(Table):
             "float64, on the queries and keys of the exact model. Errors are relative spectral norms: an error of 1 is "
             "that of a matrix of zeros."
         )
-        return [spread, *_lemma(data.bounds)]
+        return [spread, *_lemma(data.rows("bound"))]
 
 
 def _lemma(bounds: pd.DataFrame) -> list[str]:

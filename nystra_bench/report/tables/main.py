@@ -6,8 +6,9 @@ import pandas as pd
 
 from nystra_bench.report.base import Table
 from nystra_bench.report.columns import ReadableTable, readable_table
-from nystra_bench.report.frame import COLUMNS, ReportData
+from nystra_bench.report.frame import ReportData
 from nystra_bench.report.wording import ORIGINALS, conventions, noise_lines
+from nystra_bench.words import LAST
 
 
 class MainTable(Table):
@@ -23,7 +24,7 @@ class MainTable(Table):
 
         Those that repeat a column are left out, as PSNR on RGB is where PSNR itself is on RGB.
         """
-        known = {*COLUMNS, "task_parameters", *self.columns}
+        known = {*data.names, *LAST, *self.columns}
         other = [name for name in data.frame if name not in known and not name.startswith("input_")]
         other = [name for name in other if not any(data.frame[name].equals(data.frame[n]) for n in ("psnr", "ssim"))]
         names = [n for name in self.columns for n in (other if name == "other_metrics" else [name])]

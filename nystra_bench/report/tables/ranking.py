@@ -18,10 +18,12 @@ import numpy as np
 import pandas as pd
 
 from nystra_bench.instruments.statistics import LEVEL, RESAMPLES
+from nystra_bench.measure.latency import RATIOS
 from nystra_bench.report.base import Table
 from nystra_bench.report.columns import EMPTY, Column, ReadableTable, TableCell, number, plain, readable_table
-from nystra_bench.report.frame import FLOOR, FUSED, GROUP, ORIGINAL, RATIOS, REFERENCES, ReportData
+from nystra_bench.report.frame import GROUP, ReportData
 from nystra_bench.report.wording import count, groups, method_label, short_label
+from nystra_bench.words import FLOOR, FUSED, ORIGINAL, REFERENCES
 
 DEVIATION = "deviation_psnr"
 ENOUGH_IMAGES = 6

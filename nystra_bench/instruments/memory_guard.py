@@ -1,0 +1,71 @@
+"""Refusing images that would not fit the memory, before the system kills the process without a word."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nystra_bench.instruments import memory
+
+LARGE = 2048 * 2048
+"""Pixels from which on an image's need of memory is estimated first."""
+
+PROBE = 512
+"""Side in pixels of the image that the need of memory is estimated from."""
+
+IMAGE_BYTES = 160
+"""Memory that a pixel of the clean image takes outside of the model while outputs are compared [measured]."""
+
+
+class MemoryGuard:
+    """Estimates what the largest image of a task needs from a small one, in proportion to the pixels.
+
+    Args:
+        sizes: height and width of the degraded images.
+        channels: of the images.
+        tile: side of the tiles that images are cut into; None where they are whole.
+        device, dtype: where and in what precision the model runs.
+        forward: restores (1, channels, side, side) by a model.
+    """
+
+    def __init__(
+        self,
+        sizes: list[tuple[int, int]],
+        channels: int,
+        tile: int | None,
+        device: str,
+        dtype: torch.dtype,
+        forward: Callable[[nn.Module, Tensor], Tensor],
+    ):
+        self.height, self.width = max(sizes, key=math.prod)
+        self.channels, self.tile = channels, tile or max(self.height, self.width)
+        self.device, self.dtype, self.forward = device, dtype, forward
+
+    def check(self, model: nn.Module) -> bool:
+        """Whether it was worth a look; the attention that is plugged in then has run on a small image.
+
+        Raises:
+            MemoryError: the largest image needs more than is free.
+        """
+        if self.height * self.width < LARGE:
+            return False
+        free = memory.free_memory(self.device)
+        if free is None or memory.available(self.device):
+            return False
+        seen = min(self.height, self.tile) * min(self.width, self.tile)
+        needed = self.bytes_per_pixel(model) * seen + IMAGE_BYTES * self.height * self.width * model.scale**2
+        if needed > free:
+            raise MemoryError(
+                f"images of {self.width}x{self.height} pixels need about {needed / 1e9:.0f} GB of memory and "
+                f"{free / 1e9:.0f} GB are free: accepted are smaller images (task.crop=), or tiles (tile={PROBE})"
+            )
+        return True
+
+    def bytes_per_pixel(self, model: nn.Module) -> float:
+        side = max(PROBE, 2 * model.window_size)
+        probe = torch.rand(1, self.channels, side, side, device=self.device, dtype=self.dtype)
+        peak, _ = memory.peak_memory(lambda: self.forward(model, probe), self.device)
+        return 1e6 * peak / side**2

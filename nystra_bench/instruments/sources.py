@@ -1,0 +1,68 @@
+"""Which code makes a number: the modules that a class needs, of this project and of plug-ins, with their digests."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+TIMED = ("nystra_bench.attention", "nystra_bench.kernels", "nystra_bench.models", "baselines")
+"""The packages whose code runs within a forward pass."""
+
+
+def sources_of(module: str, plugins: Iterable[str] = ()) -> dict[str, str]:
+    """SHA-256 of the files of a module and of all that it imports, of ``TIMED`` and of the plug-ins, by module name.
+
+    Args:
+        plugins: folders with the code of plug-ins.
+    """
+    folders = tuple(str(Path(folder).resolve()) for folder in plugins)
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        file = _file(name)
+        if name in found or file is None:
+            continue
+        if name == module or name.startswith(TIMED) or _inside(file, folders):
+            found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            waiting += _imported(name, file)
+    return found
+
+
+def _inside(file: Path, folders: tuple[str, ...]) -> bool:
+    return any(file.is_relative_to(folder) for folder in folders)
+
+
+@cache
+def _file(name: str) -> Path | None:
+    """The Python file of a module; None where there is none."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    origin = spec.origin if spec and spec.has_location else None
+    return Path(origin).resolve() if origin and origin.endswith(".py") else None
+
+
+def _imported(name: str, file: Path) -> Iterator[str]:
+    """What a file imports anywhere in it, functions included: modules, and names that may be modules."""
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            base = ".".join(filter(None, [above, node.module]))
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def combined(*parts: dict[str, str]) -> str:
+    """One digest of several answers of ``sources_of``, whatever they share."""
+    files = {name: digest for part in parts for name, digest in part.items()}
+    lines = "".join(f"{name} {files[name]}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,272 @@
+"""Quality: metrics of every image's output, against the clean image and against the original's output."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nystra_bench.configuration import instantiate
+from nystra_bench.measure.base import AXES, Circumstances, Measured, Measurement, number
+from nystra_bench.metrics.base import Accumulator, Metric, SetMetric
+from nystra_bench.report.column import Column
+from nystra_bench.sweep.store import UNFINISHED
+from nystra_bench.words import ORIGINAL
+
+if TYPE_CHECKING:
+    from nystra_bench.sweep.workbench import Job, Workbench
+    from nystra_bench.tasks.base import Sample
+
+FIRST = ["psnr", "ssim", "input_psnr", "input_ssim"]
+FIRST += ["deviation_psnr", "deviation_ssim", "deviation_rms", "deviation_max", "native_deviation_psnr"]
+"""Metrics that table.csv has even where they were not measured, in this order."""
+
+
+class Quality(Measurement):
+    """Every metric is a part of the value: one that is new is computed alone, and the others stay."""
+
+    needs = AXES
+    place = 30
+    columns = (Column("images", "images", "Number of images the quality is a mean over.", 0),)
+    row_columns = ("image", "height", "width", "metric", "value")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("images", *FIRST)
+
+    def parts(self, known: Circumstances) -> dict[str, dict]:
+        return {name: _identity(about, known) for name, about in known.metrics.items() if not about.get("absent")}
+
+    def run(self, bench: Workbench, jobs: list[Job]) -> None:
+        # Data sets can be large: reference outputs are kept on disk.
+        with tempfile.TemporaryDirectory(dir=bench.store.folder, prefix=UNFINISHED) as folder:
+            comparison = Comparison(bench, Path(folder))
+            bench.each(jobs, lambda _, job: comparison.measure(job, self))
+
+    # ----------------------------------------------------------------- reading
+
+    def only(self, value: Mapping, parts: set[str] | None) -> Mapping:
+        if parts is None:
+            return value
+        images = [image | _part(image, parts) for image in value["images"]]
+        describe = {name: about for name, about in value.get("describe", {}).items() if name in parts}
+        return {**value, "images": images, "set": _part(value.get("set", {}), parts), "describe": describe}
+
+    def scalars(self, value: Mapping, cell: Mapping) -> dict[str, Any]:
+        """Means over the images, and the numbers of the whole set; the degraded input's are called ``input_…``."""
+        collected: dict[str, list[float]] = defaultdict(list)
+        for image in value["images"]:
+            for name, found in _metrics(image):
+                collected[name].append(number(found))
+        of_set = {name: number(found) for name, found in _metrics(value.get("set", {}))}
+        return {"images": len(value["images"])} | {name: mean(numbers) for name, numbers in collected.items()} | of_set
+
+    def rows(self, value: Mapping, cell: Mapping) -> list[dict]:
+        return [
+            {"image": image["id"], "height": image.get("height"), "width": image.get("width")}
+            | {"metric": name, "value": number(found)}
+            for image in value["images"]
+            for name, found in _metrics(image)
+        ]
+
+    def describe(self, value: Mapping) -> dict[str, dict]:
+        return value.get("describe", {})
+
+    def unavailable(self, value: Mapping) -> dict[str, str]:
+        return value.get("unavailable", {})
+
+
+def _identity(about: Mapping, known: Circumstances) -> dict:
+    """What decides a metric's numbers: version, parameters, and which attention is the original, if any is."""
+    identity = {"version": about["version"], "params": about["params"]}
+    return identity | ({"reference": known.references[ORIGINAL]} if about["against"] == ORIGINAL else {})
+
+
+def _part(of: Mapping, names: set[str]) -> dict:
+    """The numbers of these metrics, of an image or of the set."""
+    return {kind: {n: x for n, x in of.get(kind, {}).items() if n in names} for kind in ("metrics", "input")}
+
+
+def mean(numbers: list[float]) -> float:
+    """The mean; infinite where a number is, ``nan`` where one is or where infinities of both signs meet."""
+    with np.errstate(invalid="ignore"):
+        return float(np.mean(numbers))
+
+
+def _metrics(part: Mapping) -> list[tuple[str, Any]]:
+    """Names of columns and numbers, of one image or of the set."""
+    own = list(part.get("metrics", {}).items())
+    return own + [(f"input_{name}", found) for name, found in part.get("input", {}).items()]
+
+
+# --------------------------------------------------------------------------- in the worker
+
+
+class Comparison:
+    """What the cells of a session share while outputs are compared.
+
+    Args:
+        folder: for the outputs that deviations are measured from.
+    """
+
+    def __init__(self, bench: Workbench, folder: Path):
+        self.bench, self.task = bench, bench.task
+        self.originals = OriginalOutputs(bench, folder)
+        self.metrics: dict[str, Metric] = {name: instantiate(c) for name, c in bench.request["metrics"].items()}
+        self.input_scores: dict[tuple[str, str], float] = {}
+
+    @cached_property
+    def unavailable(self) -> dict[str, str]:
+        return {name: reason for name, m in self.metrics.items() if (reason := m.available())}
+
+    def measure(self, job: Job, quality: Quality) -> Measured:
+        stored = self.bench.store.result(job.cell.key)
+        had = stored["value"] if stored and stored["status"] == "done" else {}
+        wanted = quality.lacking(had, job.parts)
+        pass_ = Pass(self, job, {name: self.metrics[name] for name in wanted if name not in self.unavailable})
+        value = _merged(had, pass_.run(), wanted)
+        describe = {n: m.describe(self.task.convention) for n, m in self.metrics.items() if n not in self.unavailable}
+        reason = _not_finite(value["images"])
+        return Measured(
+            value | {"describe": describe, "unavailable": self.unavailable},
+            "nonfinite" if reason else "done",
+            reason,
+            attach=lambda folder: _save_output(folder, *pass_.first),
+        )
+
+
+class Pass:
+    """One pass of a cell over all images, for the metrics that are wanted of it."""
+
+    def __init__(self, comparison: Comparison, job: Job, metrics: dict[str, Metric]):
+        self.of, self.job = comparison, job
+        self.bench, self.task = comparison.bench, comparison.task
+        self.of_images = {name: m for name, m in metrics.items() if not isinstance(m, SetMetric)}
+        self.of_sets = {name: m for name, m in metrics.items() if isinstance(m, SetMetric)}
+        self.first: tuple[Sample, np.ndarray] | None = None
+
+    def run(self) -> dict:
+        """Scores of all images; those that a killed run had done are taken from the cell's journal."""
+        header = {"parts": {name: self.job.parts[name] for name in sorted(self.of_images)}}
+        journal = self.bench.store.journal(self.job.cell, header)
+        done = {record["id"]: record for record in journal.records()}
+        count, images, sets = len(self.task.sizes()), [], self._open_sets()
+        for sample in self.task.samples():
+            record = done.get(sample.id)
+            if record is None or self.of_sets or self.first is None:
+                output = self._output(sample)
+                self.first = self.first or (sample, output)
+                self._collect(sets, sample, output)
+            if record is None:
+                record = self._scores(sample, output)
+                journal.append(record)
+            images.append(record)
+            self.bench.alive(self.job, len(images), count)
+        self._save_panel_images(self.first[0])
+        value = {"images": images}
+        if self.of_sets:
+            value["set"] = {part: {name: a.result() for name, a in opened.items()} for part, opened in sets.items()}
+        return value
+
+    def _output(self, sample: Sample) -> np.ndarray:
+        """The attention's output, (height, width, C) float32; the exact attention's own deviation is measured, too."""
+        from nystra_bench.models import plug
+
+        return self.bench.restore(plug(self.bench.model, self.job.attention), sample)
+
+    def _scores(self, sample: Sample, output: np.ndarray) -> dict:
+        convention, height, width = self.task.convention, *sample.clean.shape[:2]
+        of = {name: m(output, self._target(m.against, sample), convention) for name, m in self.of_images.items()}
+        own = {"id": sample.id, "height": height, "width": width, "finite": bool(np.isfinite(output).all())}
+        against_truth = {name: m for name, m in self.of_images.items() if m.against == "truth"}
+        return own | {"metrics": of, "input": {n: self._of_input(n, m, sample) for n, m in against_truth.items()}}
+
+    def _of_input(self, name: str, metric: Metric, sample: Sample) -> float:
+        """The same in every cell of a session."""
+        known = self.of.input_scores
+        if (sample.id, name) not in known:
+            degraded = self.task.as_output(sample.degraded)
+            known[sample.id, name] = metric(degraded, sample.clean, self.task.convention)
+        return known[sample.id, name]
+
+    def _open_sets(self) -> dict[str, dict[str, Accumulator]]:
+        """What collects the images for the metrics of whole sets: of the outputs, and of the degraded images."""
+        against_truth = {name: m for name, m in self.of_sets.items() if m.against == "truth"}
+        parts = {"metrics": self.of_sets, "input": against_truth}
+        return {part: {n: m.open(self.task.convention) for n, m in of.items()} for part, of in parts.items()}
+
+    def _collect(self, sets: dict[str, dict[str, Accumulator]], sample: Sample, output: np.ndarray) -> None:
+        for name, accumulator in sets["metrics"].items():
+            accumulator.add(output, self._target(self.of_sets[name].against, sample))
+        for accumulator in sets["input"].values():
+            accumulator.add(self.task.as_output(sample.degraded), sample.clean)
+
+    def _target(self, against: str, sample: Sample) -> np.ndarray:
+        return sample.clean if against == "truth" else self.of.originals.get(against, sample)
+
+    def _save_panel_images(self, sample: Sample) -> None:
+        path = self.bench.store.panel_images(self.job.cell, sample.id)
+        if not path.exists():
+            arrays = {"input": self.task.as_output(sample.degraded), "clean": sample.clean}
+            self.bench.store.write_arrays(path, **{name: array.astype(np.float16) for name, array in arrays.items()})
+
+
+class OriginalOutputs:
+    """Outputs that deviations are measured from, made once a session and kept on disk."""
+
+    def __init__(self, bench: Workbench, folder: Path):
+        self.bench, self.folder = bench, folder
+
+    def get(self, which: str, sample: Sample) -> np.ndarray:
+        """``exact``: the session's model under exact attention; ``native``: the model as released."""
+        bench = self.bench
+        model = bench.originals[which]
+        if model is bench.originals[ORIGINAL]:
+            which = ORIGINAL
+        # The id may be longer than a file's name can be.
+        file = self.folder / f"{which}-{hashlib.sha256(sample.id.encode()).hexdigest()}.npy"
+        if not file.exists():
+            np.save(file, self._restore(which, model, sample))
+        return np.load(file)
+
+    def _restore(self, which: str, model, sample: Sample) -> np.ndarray:
+        import torch
+
+        from nystra_bench.models import plug
+
+        if which == ORIGINAL:
+            plug(model, self.bench.references[ORIGINAL])
+        return self.bench.restore(model, sample, torch.promote_types(self.bench.dtype, torch.float32))
+
+
+def _merged(had: Mapping, new: dict, wanted: list[str]) -> dict:
+    """A stored value with what was measured now in place of the wanted metrics."""
+
+    def part(old: Mapping, own: Mapping) -> dict:
+        return {
+            kind: {n: x for n, x in old.get(kind, {}).items() if n not in wanted} | own.get(kind, {})
+            for kind in ("metrics", "input")
+        }
+
+    before = {image["id"]: image for image in had.get("images", [])}
+    value = {"images": [image | part(before.get(image["id"], {}), image) for image in new["images"]]}
+    of_set = part(had.get("set", {}), new.get("set", {}))
+    return value | ({"set": of_set} if any(of_set.values()) else {})
+
+
+def _not_finite(images: list[dict]) -> str | None:
+    bad = [image["id"] for image in images if not image.get("finite", True)]
+    if not bad:
+        return None
+    return f"the output holds NaN or infinite numbers in {len(bad)} of {len(images)} images ({bad[0]} is the first)"
+
+
+def _save_output(folder: Path, sample: Sample, output: np.ndarray) -> None:
+    with np.errstate(over="ignore"):  # beyond float16 a picture is infinite, and shown as such
+        np.savez_compressed(folder / "output.npz", output=output.astype(np.float16), id=sample.id)

@@ -1,0 +1,254 @@
+"""What the cells of a session share: model, images and references, loaded once, and the ways to run and keep them."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nystra_bench.attention.base import Attention
+from nystra_bench.attention.identity import IdentityAttention
+from nystra_bench.configuration import instantiate
+from nystra_bench.instruments.environment import environment, usable_cores
+from nystra_bench.instruments.memory_guard import MemoryGuard
+from nystra_bench.measure.base import Measured, measurement
+from nystra_bench.models import calibrate, load_configured, plug
+from nystra_bench.models.tiling import restore_in_tiles
+from nystra_bench.sweep.cell import Cell, canonical_json
+from nystra_bench.sweep.store import Store
+from nystra_bench.tasks.base import Sample, Task
+from nystra_bench.words import ORIGINAL, RELEASED
+
+PARENT_DRAWS_S = 0.02
+"""Seconds that the parent is given to draw its progress, so that it does not draw while a timing runs."""
+
+
+class NotFinite(Exception):
+    """NaN or infinite numbers where there should be none; the text says where."""
+
+
+class Job:
+    """A cell to be measured.
+
+    Attributes:
+        measurement: what measures it.
+        attention: its attention; None where the measurement needs none.
+        config: the attention's configuration.
+        parts: what its value is put together from (``Measurement.parts``).
+        calibration: what was recorded when the attention was calibrated; None where it was not.
+    """
+
+    def __init__(self, cell: str, measure: dict, attention: dict | None, parts: dict):
+        self.cell = Cell(cell)
+        self.measurement = measurement(self.cell.measure, measure)
+        self.config, self.parts = attention, parts
+        self.attention: Attention | None = None if attention is None else instantiate(attention)
+        self.calibration: dict | None = None
+
+
+def status_of(error: BaseException) -> str:
+    """``oom`` where memory ran out, ``nonfinite``, or ``failed``."""
+    out_of_memory = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+    return "oom" if out_of_memory else "nonfinite" if isinstance(error, NotFinite) else "failed"
+
+
+def reason_of(error: BaseException) -> str:
+    said = str(error).strip()
+    return (said if isinstance(error, NotFinite) else f"{type(error).__name__}: {said}").splitlines()[0][:300]
+
+
+class Workbench:
+    """One session, as measurements see it.
+
+    What a session's measurements do not need (a model, a task) is not in its request, and not loaded.
+
+    Args:
+        request: ``store``, ``sys_path``, ``metrics`` and ``references`` (configurations by name), ``timing``,
+            ``tiling`` (``tile`` and ``overlap``, or nothing), ``seed``, ``tf32``, and what ``Session.request`` adds.
+        tell: takes events for the parent.
+    """
+
+    def __init__(self, request: dict, tell: Callable[[dict], None]):
+        self.request = request
+        self.tell = tell
+        self.id = uuid.uuid4().hex
+        self.store = Store(Path(request["store"]))
+        self.device = request["device"]["_type_"]
+        self.dtype = getattr(torch, request["dtype"])
+        self.settled: set[str] = set()
+        """Keys of the cells that have a result or a failure."""
+
+    # ----------------------------------------------------------------- what is loaded once
+
+    def load(self) -> None:
+        """Load what the cells need; raises what is wrong with it."""
+        request = self.request
+        torch.set_num_threads(request["device"]["threads"] or usable_cores())
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(request["tf32"])
+        self.references: dict[str, Attention] = {n: instantiate(config) for n, config in request["references"].items()}
+        self.task: Task | None = instantiate(request["task"]) if request["task"] else None
+        if not request["model"]:
+            return
+        self.model = self._load_model(request["window"], request["position_bias"], self.dtype)
+        is_native = request["position_bias"] == RELEASED
+        self.native = self.model if is_native else self._load_model(None, RELEASED, self.dtype)
+        if self.task:
+            tile = (request["tiling"] or {}).get("tile")
+            self.guard = MemoryGuard(
+                self.task.sizes(), self.task.channels, tile, self.device, self.dtype, self.forward
+            )
+
+    def _load_model(self, window: int | None, bias: str, dtype: torch.dtype) -> nn.Module:
+        model = load_configured(self.request["model"], window, bias).to(self.device, dtype)
+        for name, tensor in model.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise NotFinite(f"the weights are not finite: {name} holds NaN or infinite numbers")
+        return model
+
+    @cached_property
+    def originals(self) -> dict[str, nn.Module]:
+        """The models that deviations are measured from: ``exact`` in the session's window, ``native`` as released.
+
+        In float32 where the session is of half precision: what half precision does to the output is part of a
+        deviation. Plug the exact reference in before use.
+        """
+        precise = torch.promote_types(self.dtype, torch.float32)
+        if precise == self.dtype:
+            return {ORIGINAL: self.model, RELEASED: self.native}
+        window, bias = self.request["window"], self.request["position_bias"]
+        original = self._load_model(window, bias, precise)
+        is_native = self.native is self.model
+        return {ORIGINAL: original, RELEASED: original if is_native else self._load_model(None, RELEASED, precise)}
+
+    @cached_property
+    def first_input(self) -> Tensor:
+        """The first image of the task, ready on the device: what latency and memory are measured on."""
+        return self.tensor(next(iter(self.task.samples())).degraded)
+
+    def tensor(self, image: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
+        """(height, width, C) -> (1, C, height, width) on the device, in the session's or the given precision."""
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].contiguous()
+        return tensor.to(self.device, dtype or self.dtype)
+
+    # ----------------------------------------------------------------- running the model
+
+    @torch.inference_mode()
+    def forward(self, model: nn.Module, x: Tensor) -> Tensor:
+        return self.call(model, x)
+
+    def call(self, model: nn.Module, x: Tensor) -> Tensor:
+        """What a user of the model would call: on whole images, or on tiles where the run says so."""
+        tiling = self.request["tiling"]
+        return restore_in_tiles(model, x, **tiling, scale=model.scale) if tiling else model(x)
+
+    def restore(self, model: nn.Module, sample: Sample, dtype: torch.dtype | None = None) -> np.ndarray:
+        """The output for a sample, (height, width, C) float32, neither clipped nor rounded."""
+        return self.forward(model, self.tensor(sample.degraded, dtype))[0].permute(1, 2, 0).float().cpu().numpy()
+
+    def without_attention(self) -> nn.Module:
+        return plug(self.model, IdentityAttention())
+
+    def calibrate(self, jobs: list[Job]) -> list[Job]:
+        """Let the methods that ask for images see them, once a session each; gives the jobs that can go on."""
+        waiting = [job for job in jobs if job.attention is not None and job.attention.calibration_images]
+        for key in dict.fromkeys(canonical_json(job.config) for job in waiting):
+            same = [job for job in waiting if canonical_json(job.config) == key]
+            self.tell_start(same)
+            try:
+                record = self._calibrated(same[0].attention)
+                for job in same:
+                    job.attention, job.calibration = same[0].attention, record
+            except Exception as error:
+                for job in same:
+                    self.fail(job, error)
+                jobs = [job for job in jobs if job not in same]
+        return jobs
+
+    def _calibrated(self, attention: Attention) -> dict:
+        if not self.request["model"] or not self.task:
+            return {}  # without a model there is nothing to fit it to
+        samples, measured = self.task.calibration(attention.calibration_images)
+        images = [self.tensor(sample.degraded) for sample in samples]
+        record = calibrate(self.model, attention, images, lambda image: self.forward(self.model, image))
+        return record | {"images": [sample.id for sample in samples], "measured_too": measured}
+
+    # ----------------------------------------------------------------- cell by cell
+
+    def each(self, jobs: list[Job], measure: Callable[[Workbench, Job], dict | Measured]) -> None:
+        """Measure cell by cell; one that fails does not stop the next."""
+        for job in jobs:
+            started = time.perf_counter()
+            self.tell_start([job])
+            try:
+                self.place(job)
+                self.save(job, measure(self, job), started)
+            except Exception as error:
+                self.fail(job, error)
+
+    def place(self, job: Job) -> None:
+        """Plug a cell's attention into the model, where it has both, if the images then fit the memory."""
+        if self.request["model"] and job.attention is not None:
+            self.place_attention(job.attention)
+
+    def place_attention(self, attention: Attention) -> None:
+        """Plug an attention into the model, and see that the images of the task, where there is one, fit the memory."""
+        plug(self.model, attention)
+        if self.task:
+            self.guard.check(self.model)
+
+    def tell_start(self, jobs: list[Job], silent_s: float = 0.0) -> None:
+        """Say what comes next, and how long nothing more will be said; the parent has drawn it when this returns."""
+        keys = [job.cell.key for job in jobs]
+        self.tell({"event": "start", "measure": jobs[0].cell.measure, "keys": keys, "silent_s": silent_s})
+        time.sleep(PARENT_DRAWS_S)
+
+    def alive(self, job: Job, done: int, of: int) -> None:
+        """A sign of life within a long cell: how many of its images, layers, … are done."""
+        self.tell({"event": "alive", "key": job.cell.key, "done": done, "of": of})
+
+    def save(self, job: Job, measured: dict | Measured, started: float) -> None:
+        """Keep what was measured; ``started`` is the ``time.perf_counter()`` of its begin."""
+        found = measured if isinstance(measured, Measured) else Measured(measured)
+        extra = {"parts": job.parts} if job.parts else {}
+        extra |= {"calibration": job.calibration} if job.calibration else {}
+        about = dict(job.attention.about()) if job.attention is not None else {}
+        self.store.save(
+            job.cell,
+            found.value | extra,
+            attach=found.attach,
+            status=found.status,
+            reason=found.reason,
+            seconds=round(time.perf_counter() - started, 3),
+            session=self.id,
+            attention=about,
+            environment=self._environment(),
+        )
+        self.settled.add(job.cell.key)
+        self.tell({"event": "done", "key": job.cell.key, "status": found.status, "reason": found.reason})
+
+    def _environment(self) -> dict:
+        model = self.request["model"]
+        return {
+            **environment(tuple(self.request["sys_path"])),
+            "device": self.device,
+            "threads": torch.get_num_threads(),
+            "tf32": bool(self.request["tf32"]),
+            **({"weights": str(model["weights"])} if model else {}),
+        }
+
+    def fail(self, job: Job, error: BaseException) -> None:
+        text = "".join(traceback.format_exception(error))
+        print(f"{job.cell.describe()}\n{text}", file=sys.stderr, flush=True)
+        self.store.fail(job.cell, status_of(error), reason_of(error), text)
+        self.settled.add(job.cell.key)
+        self.tell({"event": "failed", "key": job.cell.key, "status": status_of(error), "reason": reason_of(error)})
