@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pandas as pd
 from nystra_bench.errors import UserError
 from nystra_bench.instruments.statistics import Ratio, interquartile_range, paired_ratio
 from nystra_bench.sweep.cell import Cell, assignments, canonical_json
+from nystra_bench.sweep.planfile import read_cells
 from nystra_bench.sweep.store import Store
 
 logger = logging.getLogger("nystra_bench")
@@ -157,7 +157,7 @@ def load(results: Path, sweep: str) -> ReportData:
     """Read the sweep's plan and what the store has of it.
 
     Raises:
-        UserError: the sweep was never planned.
+        UserError: the sweep was never planned, or its plan cannot be read.
     """
     plan = _plan(results, sweep)
     store = Store(results / "store")
@@ -169,7 +169,7 @@ def _plan(results: Path, sweep: str) -> list[dict]:
     path = results / sweep / "cells.json"
     if not path.is_file():
         raise UserError(f"name={sweep}: there is no {path}; run or plan the sweep first")
-    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return read_cells(path)
 
 
 def _rows(store: Store, plan: list[dict]) -> list[_Row]:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -16,7 +17,9 @@ from nystra_bench.errors import UserError, unknown
 from nystra_bench.sweep.cell import SCHEMA
 from nystra_bench.sweep.grid import Overrides, expand, listed
 from nystra_bench.sweep.inspection import look
+from nystra_bench.sweep.locks import device_lock
 from nystra_bench.sweep.plan import Planned, plan, request_of
+from nystra_bench.sweep.planfile import read_cells
 from nystra_bench.sweep.progress import Progress
 from nystra_bench.sweep.session import SessionRun, group
 from nystra_bench.sweep.store import FAILURES, Store, write_atomically
@@ -144,8 +147,12 @@ class Engine:
         }
         progress = Progress({p.cell.key: p.cell.describe() for p in missing})
         runner = SessionRun(self.store, common, self.config["timeout_s"], self.log_file, progress)
-        for session in group(missing):
-            runner.run(session)
+        timed = {p.choice.device.config["_type_"] for p in missing if p.cell.measure in ("latency", "memory")}
+        with ExitStack() as locks:
+            for device in sorted(timed):
+                locks.enter_context(device_lock(device))
+            for session in group(missing):
+                runner.run(session)
         progress.close()
 
     @property
@@ -154,7 +161,7 @@ class Engine:
 
     def _start_log(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(self.log_file)
+        handler = logging.FileHandler(self.log_file, encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.handlers = [handler]
         log.setLevel(logging.INFO)
@@ -169,7 +176,7 @@ class Engine:
         settings = {key: value for key, value in self.config.items() if key != "sweep_name"}
         given = {"axes": self.overrides.axes, "parameters": self.overrides.parameters}
         page = build_report(self.results, self.name, self.plugins, OmegaConf.to_yaml({**settings, "given": given}))
-        cells = json.loads(self.cells_file.read_text())["cells"]
+        cells = read_cells(self.cells_file)
         statuses = ["skipped" if c["status"] == "skipped" else self.store.status(c["key"])[0] for c in cells]
         failed = [status for status in statuses if status in FAILURES]
         print(f"{self.name}: {_summary(statuses)}\n{page}")

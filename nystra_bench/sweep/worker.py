@@ -10,7 +10,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -38,7 +37,7 @@ from nystra_bench.models import attention_sites, calibrate, load_configured, nam
 from nystra_bench.models.tiling import restore_in_tiles
 from nystra_bench.sweep.cell import Cell, canonical_json
 from nystra_bench.sweep.inspection import own_stdout
-from nystra_bench.sweep.store import UNFINISHED, Store
+from nystra_bench.sweep.store import Store
 from nystra_bench.tasks.base import Sample
 
 PARENT_DRAWS_S = 0.02
@@ -388,8 +387,8 @@ class Worker:
     def measure_quality(self, jobs: list[Job]) -> None:
         self.metrics = {name: instantiate(config) for name, config in self.request["metrics"].items()}
         self.input_scores: dict[str, dict[str, float]] = {}
-        with tempfile.TemporaryDirectory(dir=self.store.folder, prefix=UNFINISHED) as folder:
-            self.outputs = ReferenceOutputs(self, Path(folder))
+        with self.store.scratch() as folder:
+            self.outputs = ReferenceOutputs(self, folder)
             self.each(jobs, self._quality)
 
     def _quality(self, job: Job) -> None:
