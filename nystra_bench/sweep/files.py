@@ -25,11 +25,6 @@ class Damaged(Exception):
     """A file does not hold what it should; the message says in a few words why."""
 
 
-def printable(text: str) -> str:
-    """The same text where UTF-8 can hold it; lone surrogates, as in names of files, become ``\\udce4``."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def unfinished(folder: Path) -> Path:
     """A name of its own for something that is being written in ``folder``."""
     return folder / f"{UNFINISHED}{os.getpid()}-{uuid.uuid4().hex}"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from nystra_bench.errors import UserError
 from nystra_bench.sweep.cell import SCHEMA
-from nystra_bench.sweep.files import Damaged, printable, read_object
+from nystra_bench.sweep.files import Damaged, read_object
 from nystra_bench.sweep.store import check_identity
+from nystra_bench.text import printable
 
 STATUSES = ("planned", "skipped")
 

@@ -20,8 +20,8 @@ def duration(seconds: float) -> str:
 class Progress:
     """Counts cells as events come in. It draws only then: never while a timing runs.
 
-    Events are ``start`` (``keys``, and ``silent_s`` for timings), ``alive`` (``key``, ``done`` and ``of``: how far a cell
-    is that takes long), ``done`` and ``failed`` (``key``, ``status``, ``reason``).
+    Events are ``start`` (``keys``, and ``silent_s`` for timings), ``alive`` (``key``, ``done`` and ``of``: how far a
+    long cell is), ``done`` and ``failed`` (``key``, ``status``, ``reason``).
 
     Args:
         names: what to call each cell, by key.

@@ -18,7 +18,6 @@ from nystra_bench.sweep.files import (
     Damaged,
     make_folder,
     make_room,
-    printable,
     read_object,
     remove,
     remove_leftovers,
@@ -28,6 +27,7 @@ from nystra_bench.sweep.files import (
 )
 from nystra_bench.sweep.journal import Journal
 from nystra_bench.sweep.locks import results_lock
+from nystra_bench.text import printable
 
 log = logging.getLogger("nystra_bench")
 
