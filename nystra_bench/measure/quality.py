@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
@@ -16,7 +15,6 @@ from nystra_bench.configuration import instantiate
 from nystra_bench.measure.base import AXES, Circumstances, Measured, Measurement, number
 from nystra_bench.metrics.base import Accumulator, Metric, SetMetric
 from nystra_bench.report.column import Column
-from nystra_bench.sweep.store import UNFINISHED
 from nystra_bench.words import ORIGINAL
 
 if TYPE_CHECKING:
@@ -45,8 +43,8 @@ class Quality(Measurement):
 
     def run(self, bench: Workbench, jobs: list[Job]) -> None:
         # Data sets can be large: reference outputs are kept on disk.
-        with tempfile.TemporaryDirectory(dir=bench.store.folder, prefix=UNFINISHED) as folder:
-            comparison = Comparison(bench, Path(folder))
+        with bench.store.scratch() as folder:
+            comparison = Comparison(bench, folder)
             bench.each(jobs, lambda _, job: comparison.measure(job, self))
 
     # ----------------------------------------------------------------- reading

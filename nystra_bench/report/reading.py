@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from nystra_bench.measure.base import Measurement, measurement
 from nystra_bench.report.frame import SEVERITY, ReportData
 from nystra_bench.sweep.cell import assignments, canonical_json
 from nystra_bench.sweep.grid import DEFAULTS
+from nystra_bench.sweep.planfile import read_cells
 from nystra_bench.sweep.store import Store
 from nystra_bench.words import IDENTITY, LAST
 
@@ -42,7 +42,7 @@ def load(results: Path, sweep: str, catalogue: Catalogue | None = None) -> Repor
         catalogue: where the sweep's measurements are found; by default those of the project.
 
     Raises:
-        UserError: the sweep was never planned, or a measurement of it is not found.
+        UserError: the sweep was never planned, its plan cannot be read, or a measurement of it is not found.
     """
     catalogue = catalogue or Catalogue([configs_folder()])
     plan = _plan(results, sweep)
@@ -81,7 +81,7 @@ def _plan(results: Path, sweep: str) -> list[dict]:
     path = results / sweep / "cells.json"
     if not path.is_file():
         raise UserError(f"name={sweep}: there is no {path}; run or plan the sweep first")
-    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return read_cells(path)
 
 
 def _rows(store: Store, plan: list[dict], known: _Measurements) -> list[_Row]:

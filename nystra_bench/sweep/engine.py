@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -17,15 +18,16 @@ from nystra_bench.measure.base import check_columns
 from nystra_bench.sweep.cell import SCHEMA
 from nystra_bench.sweep.grid import Combination, Option, Overrides, expand, listed
 from nystra_bench.sweep.inspection import look
+from nystra_bench.sweep.locks import device_lock
 from nystra_bench.sweep.plan import Planned, Run, plan, request_of
 from nystra_bench.sweep.progress import Progress
 from nystra_bench.sweep.session import SessionRun, group
-from nystra_bench.sweep.store import FAILURES, Store, write_atomically
+from nystra_bench.sweep.store import FAILURES, MEASURED, Store, write_atomically
 from nystra_bench.words import IDENTITY, REFERENCES
 
 log = logging.getLogger("nystra_bench")
 
-RETRIED = ("unstable", *FAILURES)
+RETRIED = (*MEASURED[1:], *FAILURES[1:])
 
 
 class Engine:
@@ -161,8 +163,12 @@ class Engine:
         }
         progress = Progress({p.cell.key: p.cell.describe() for p in missing})
         runner = SessionRun(self.store, common, self.config["timeout_s"], self.log_file, progress)
-        for session in group(missing):
-            runner.run(session)
+        timed = {p.combination.device.config["_type_"] for p in missing if p.combination.measurement.quiet}
+        with ExitStack() as locks:
+            for device in sorted(timed):
+                locks.enter_context(device_lock(device))
+            for session in group(missing):
+                runner.run(session)
         progress.close()
 
     @property
@@ -171,7 +177,7 @@ class Engine:
 
     def _start_log(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(self.log_file)
+        handler = logging.FileHandler(self.log_file, encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.handlers = [handler]
         log.setLevel(logging.INFO)

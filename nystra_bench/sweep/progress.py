@@ -20,6 +20,9 @@ def duration(seconds: float) -> str:
 class Progress:
     """Counts cells as events come in. It draws only then: never while a timing runs.
 
+    Events are ``start`` (``keys``, and ``silent_s`` for timings), ``alive`` (``key``, ``done`` and ``of``: how far a
+    long cell is), ``done`` and ``failed`` (``key``, ``status``, ``reason``).
+
     Args:
         names: what to call each cell, by key.
     """
@@ -36,7 +39,12 @@ class Progress:
     def __call__(self, event: dict) -> None:
         if event["event"] == "start":
             self._at(event)
-            return
+        elif event["event"] == "alive":
+            self._status(f"{event['done']}/{event['of']} {self.names[event['key']]}")
+        else:
+            self._ended(event)
+
+    def _ended(self, event: dict) -> None:
         self.done += 1
         self.together.discard(event["key"])
         self.reached = self.done + len(self.together)
@@ -63,17 +71,22 @@ class Progress:
 
     def _line(self, text: str) -> None:
         if self.on_terminal:
-            self.stream.write("\r\x1b[K")
-        self.stream.write(f"{text}{'' if self.on_terminal else self._remaining()}\n")
-        self.stream.flush()
+            self._write(f"\r\x1b[K{text}\n")
+        else:
+            self._write(f"{text}{self._remaining()}\n")
 
     def _status(self, text: str) -> None:
         if self.on_terminal:
-            self.stream.write(f"\r\x1b[K{self.done}/{len(self.names)} cells{self._remaining()}  {text[:70]}")
-            self.stream.flush()
+            self._write(f"\r\x1b[K{self.done}/{len(self.names)} cells{self._remaining()}  {text[:70]}")
+
+    def _write(self, text: str) -> None:
+        """Write, with escapes for what the stream cannot hold: reasons may have any character."""
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        self.stream.flush()
 
     def close(self) -> None:
         if self.on_terminal:
-            self.stream.write("\r\x1b[K")
+            self._write("\r\x1b[K")
         self._line(f"{self.done} cells in {duration(time.monotonic() - self.started)}") if self.done else None
         self.stream.flush()

@@ -9,8 +9,9 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,20 @@ log = logging.getLogger("nystra_bench")
 
 LONGEST_WAIT = 1e6
 """Seconds; the system's calls refuse to wait longer."""
+
+LOOK_AGAIN_S = 1.0
+"""Seconds after which a worker's end is looked for where the system does not tell of it."""
+
+PIPE = 1 << 20
+"""Bytes that a pipe holds at most."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a worker ended, as the status and the reason of the cells that it was at."""
+
+    status: str
+    reason: str
 
 
 @dataclass
@@ -89,38 +104,45 @@ class SessionRun:
         self.on_event = on_event
 
     def run(self, session: Session) -> None:
+        """Measure the cells, or have a failure of each.
+
+        A worker's end is put down to the cells that it was at, and another one goes on with the rest. One that dies
+        before it is at any has another try; where that one dies, too, no cell can be measured.
+        """
         left = {p.cell.key: p for p in session.planned}
+        tried_again = False
         while left:
+            before = len(left)
             ended, current = self._one_worker(Session(list(left.values())), left)
-            if ended is None:
-                break
-            blamed = [left.pop(key).cell for key in current or list(left)]
-            for cell in blamed:
-                self._fail(cell, *ended)
-        for p in left.values():
-            self._fail(p.cell, "crashed", "the worker ended without measuring the cell")
+            moved = current or len(left) < before
+            blamed = current
+            if not moved and (tried_again or ended.status == "timeout"):
+                blamed = list(left)
+            tried_again = not moved
+            for key in blamed:
+                self._fail(left.pop(key).cell, ended)
 
-    def _fail(self, cell: Cell, status: str, reason: str) -> None:
-        log.error("%s: %s: %s", cell.describe(), status, reason)
-        self.store.fail(cell, status, reason)
-        self.on_event({"event": "failed", "key": cell.key, "status": status, "reason": reason})
+    def _fail(self, cell: Cell, ended: End) -> None:
+        log.error("%s: %s: %s", cell.describe(), ended.status, ended.reason)
+        self.store.fail(cell, ended.status, ended.reason)
+        self.on_event({"event": "failed", "key": cell.key, "status": ended.status, "reason": ended.reason})
 
-    def _one_worker(self, session: Session, left: dict[str, Planned]) -> tuple[tuple[str, str] | None, list[str]]:
+    def _one_worker(self, session: Session, left: dict[str, Planned]) -> tuple[End, list[str]]:
         """Run a worker to its end; takes what it has done out of ``left``.
 
         Returns:
-            How it died (status, reason), or None where it ended well; and the keys of the cells it was at.
+            What to say of the cells that it was at when it ended, and their keys.
         """
         current: list[str] = []
-        with tempfile.TemporaryDirectory() as folder, self.log_file.open("ab") as errors:
-            request = Path(folder) / "session.json"
+        with self.store.scratch() as folder, self.log_file.open("ab") as errors:
+            request = folder / "session.json"
             request.write_text(json.dumps(session.request(self.common)))
             command = [sys.executable, "-m", "nystra_bench.sweep.worker", str(request)]
             # The worker ends itself when its standard input closes: also when this process is killed.
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
             with subprocess.Popen(command, **pipes, env={**KEEP_MEMORY, **child_environment()}) as worker:
                 try:
-                    for event in _events(worker, self.timeout_s):
+                    for event in events(worker, self.timeout_s):
                         if event["event"] == "start":
                             current = [key for key in event["keys"] if key in left]
                         elif event["event"] in ("done", "failed"):
@@ -128,46 +150,85 @@ class SessionRun:
                             current = [key for key in current if key != event["key"]]
                         self.on_event(event)
                 except TimeoutError:
-                    return ("timeout", f"no sign of life for {self.timeout_s:g} s (timeout_s)"), current
+                    return End("timeout", f"no sign of life for {self.timeout_s:g} s (timeout_s)"), current
                 finally:
                     worker.kill()  # does nothing where it has ended
         return _how_it_ended(worker.returncode, self.log_file), current
 
 
-def _events(worker: subprocess.Popen, timeout_s: float) -> Iterator[dict]:
+def events(worker: subprocess.Popen, timeout_s: float) -> Iterator[dict]:
     """The worker's events until it ends. Waits without using the processor.
 
     Raises:
         TimeoutError: nothing came for ``timeout_s`` seconds, and as long again as the worker said it would be silent.
     """
     buffer, patience = b"", timeout_s
-    with selectors.DefaultSelector() as selector:
+    os.set_blocking(worker.stdout.fileno(), False)
+    with selectors.DefaultSelector() as selector, _watched_end(worker, selector) as longest_wait:
         selector.register(worker.stdout, selectors.EVENT_READ)
+        heard = time.monotonic()
         while True:
-            if not selector.select(min(patience, LONGEST_WAIT)):
-                raise TimeoutError
-            chunk = os.read(worker.stdout.fileno(), 65536)
-            if not chunk:
-                _wait(worker, timeout_s)
-                return
+            # The end is asked for first: what the worker wrote before it is then in the pipe, and no end of the pipe
+            # is waited for, which a grandchild that inherited it may hold open.
+            ended = worker.poll() is not None
+            chunk = _read(worker, selector)
             *lines, buffer = (buffer + chunk).split(b"\n")
-            for event in map(json.loads, lines):
+            for event in filter(None, map(_event, lines)):
                 patience = timeout_s + event.get("silent_s", 0)
                 yield event
+            if ended:
+                return
+            if chunk:
+                heard = time.monotonic()
+            remaining = heard + patience - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError
+            selector.select(min(remaining, longest_wait))
 
 
-def _wait(worker: subprocess.Popen, timeout_s: float) -> None:
+def _event(line: bytes) -> dict | None:
+    """The event that a line tells; None where it is none, but the output of a process that the worker has forked."""
     try:
-        worker.wait(min(timeout_s, LONGEST_WAIT))
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError from error
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict) and "event" in found:
+        return found
+    log.warning("the worker wrote what is no event: %.200r", line)
+    return None
 
 
-def _how_it_ended(code: int, log_file: Path) -> tuple[str, str] | None:
+def _read(worker: subprocess.Popen, selector: selectors.BaseSelector) -> bytes:
+    """All that is in the pipe now; once it is closed there is nothing to wait for in it."""
+    try:
+        chunk = os.read(worker.stdout.fileno(), PIPE)
+    except BlockingIOError:
+        return b""
+    if not chunk and worker.stdout in selector.get_map():
+        selector.unregister(worker.stdout)
+    return chunk
+
+
+@contextmanager
+def _watched_end(worker: subprocess.Popen, selector: selectors.BaseSelector) -> Iterator[float]:
+    """Let the selector wake up at the process's end; gives the seconds after which one has to look for it otherwise."""
+    try:
+        descriptor = os.pidfd_open(worker.pid)
+    except (AttributeError, OSError):  # not Linux, or an old one
+        yield LOOK_AGAIN_S
+        return
+    try:
+        selector.register(descriptor, selectors.EVENT_READ)
+        yield LONGEST_WAIT
+    finally:
+        os.close(descriptor)
+
+
+def _how_it_ended(code: int, log_file: Path) -> End:
     if code == 0:
-        return None
+        return End("crashed", "the worker ended without measuring the cell")
     if code < 0:
         name = signal.Signals(-code).name
         hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-        return "crashed", f"the worker was ended by {name}{hint}"
-    return "crashed", f"the worker ended with exit code {code}; its traceback is in {log_file}"
+        return End("crashed", f"the worker was ended by {name}{hint}")
+    return End("crashed", f"the worker ended with exit code {code}; its traceback is in {log_file}")

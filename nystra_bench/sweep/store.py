@@ -2,103 +2,161 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nystra_bench.errors import UserError
 from nystra_bench.sweep.cell import SCHEMA, Cell, canonical_json, encode_numbers
+from nystra_bench.sweep.files import (
+    UNFINISHED,
+    Damaged,
+    make_folder,
+    make_room,
+    read_object,
+    remove,
+    remove_leftovers,
+    scratch,
+    write_atomically,
+    writer,
+)
+from nystra_bench.sweep.journal import Journal
+from nystra_bench.sweep.locks import results_lock
+from nystra_bench.text import printable
 
-FAILURES = ("failed", "oom", "timeout", "crashed")
-UNFINISHED = ".new-"
-"""How the names of files and folders begin that are not yet whole; what a killed run left of them is removed."""
+log = logging.getLogger("nystra_bench")
 
+MEASURED = ("done", "unstable", "nonfinite")
+"""The statuses of results."""
 
-def unfinished(folder: Path) -> Path:
-    """A name of its own for something that is being written in ``folder``."""
-    return folder / f"{UNFINISHED}{uuid.uuid4().hex}"
+FAILURES = ("nonfinite", "failed", "oom", "timeout", "crashed")
+"""Those of attempts that gave no number to be used; ``nonfinite`` may be a result, too."""
 
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is either there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = unfinished(path.parent)
-    try:
-        with temporary.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _read(path: Path) -> dict | None:
-    """A JSON file of the store; None where it is absent or, after a crash of the disk, unreadable."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
+RESULT, FAILURE, JOURNAL = "result.json", "failure.json", "journal.jsonl"
 
 
 class Store:
-    """The folder ``results/store``; see docs/SCHEMA.md."""
+    """The folder ``results/store``; see docs/SCHEMA.md.
+
+    What another version, another cell or a crash of the disk has left in the place of a file counts as missing, with a
+    warning in the log.
+    """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
+        self._warned: set[Path] = set()
+
+    # ----------------------------------------------------------------- reading
 
     def result(self, key: str) -> dict | None:
-        return _read(self.folder / key / "result.json")
+        found = self._read(key, RESULT, MEASURED)
+        if found is not None and not isinstance(found.get("value"), dict):
+            return self._warn(self.folder / key / RESULT, "no value")
+        return found
 
     def failure(self, key: str) -> dict | None:
-        return _read(self.folder / key / "failure.json")
+        return self._read(key, FAILURE, FAILURES)
 
     def status(self, key: str) -> tuple[str, str | None]:
         """The status of a cell and its reason: of its result, else of its last failure, else ``missing``."""
         found = self.result(key) or self.failure(key)
         return (found["status"], found["reason"]) if found else ("missing", None)
 
-    def save(self, cell: Cell, value: dict, *, attach: Callable[[Path], None] | None = None, **about: object) -> None:
-        """Write a result once; a cell that has one keeps it, unless that one is unstable.
+    def _read(self, key: str, name: str, statuses: tuple[str, ...]) -> dict | None:
+        """A file of a cell that holds what it should, else None."""
+        path = self.folder / key / name
+        try:
+            found = read_object(path)
+            if found.get("schema") != SCHEMA:
+                raise Damaged(f"schema {found.get('schema')!r:.40}, where {SCHEMA} is read")
+            check_identity(found, key)
+            if found.get("status") not in statuses:
+                raise Damaged(f"status {found.get('status')!r:.40}")
+            if not isinstance(found.setdefault("reason", None), str | None):
+                raise Damaged("its reason is no text")
+        except FileNotFoundError:
+            return None
+        except Damaged as damage:
+            return self._warn(path, damage)
+        return found | {"reason": found["reason"] and printable(found["reason"])}
+
+    def _warn(self, path: Path, damage: object) -> None:
+        """Say once that a file counts as missing."""
+        if path not in self._warned and os.path.lexists(path.parent):
+            self._warned.add(path)
+            log.warning("%s counts as missing: %s", printable(str(path)), damage)
+
+    # ----------------------------------------------------------------- writing
+
+    def save(
+        self,
+        cell: Cell,
+        value: dict,
+        *,
+        attach: Callable[[Path], None] | None = None,
+        extends: bool = False,
+        **about: object,
+    ) -> None:
+        """Write a result once; a cell that has one keeps it, unless that one is unstable, not finite, or extended.
 
         Args:
             attach: writes further files into the folder that it is given.
+            extends: whether the value holds all of the value that is there, and more.
             about: status, reason, seconds, session, environment.
         """
+        _check_status(about.get("status"), MEASURED)
         content = {"schema": SCHEMA, "key": cell.key, "cell": cell.content, "value": value, "finished": _now(), **about}
-        temporary = unfinished(self.folder)
-        temporary.mkdir(parents=True)
-        try:
+        with self.scratch() as folder:
             if attach:
-                attach(temporary)
-            write_atomically(temporary / "result.json", json.dumps(encode_numbers(content), indent=1))
-            self._move(temporary, self.folder / cell.key)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                attach(folder)
+            write_atomically(folder / RESULT, json.dumps(encode_numbers(content), indent=1))
+            self._put(folder, cell.key, extends)
 
-    @staticmethod
-    def _move(source: Path, target: Path) -> None:
-        """Put a finished folder in place of a failure's or an unstable result's; one that is done stays."""
-        found, aside = _read(target / "result.json"), unfinished(target.parent)
-        if found and found["status"] == "done":
+    def _put(self, source: Path, key: str, extends: bool) -> None:
+        """Put a finished folder in place of a failure's, a journal's or an unstable result's; one that is done stays.
+
+        A folder that is there takes the new files one by one, the result after those that belong to it and before what
+        is removed: however this is broken off, the old result or the new one can be read.
+        """
+        target, found = self.folder / key, self.result(key)
+        if found and found["status"] == "done" and not extends:
             return
-        if target.exists():
-            target.rename(aside)
-        source.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
+        if not os.path.lexists(target):
+            source.rename(target)
+            return
+        make_folder(target)
+        names = sorted((path.name for path in source.iterdir()), key=lambda name: (name == RESULT, name))
+        for name in names:
+            make_room(target / name)
+            os.replace(source / name, target / name)
+        for path in target.iterdir():
+            if path.name not in names:
+                remove(path)
+
+    def fail(self, cell: Cell, status: str, reason: str, traceback: str = "") -> None:
+        """Remember a failed attempt, for the table; it is no result, and the cell is tried again."""
+        _check_status(status, FAILURES)
+        content = {"schema": SCHEMA, "key": cell.key, "cell": cell.content, "status": status}
+        content |= {"reason": printable(reason), "traceback": printable(traceback), "finished": _now()}
+        path = self.folder / cell.key / FAILURE
+        make_room(path)
+        write_atomically(path, json.dumps(encode_numbers(content), indent=1))
+
+    def journal(self, cell: Cell, header: Mapping | None = None) -> Journal:
+        """What is done of a cell that is not finished; kept until its result is saved, whatever happens to its process.
+
+        Args:
+            header: what the records depend on besides the cell; those kept under another one are discarded.
+        """
+        # A result that is to be replaced may have its own journal beside it, where its writer was killed just then.
+        replaced = self.result(cell.key)
+        first = {"header": dict(header or {}), "replaces": replaced and replaced.get("finished")}
+        return Journal(self.folder / cell.key / JOURNAL, first)
 
     def panel_images(self, cell: Cell, image: str) -> Path:
         """The file with the input and clean image of a quality cell's panel; cells of one task share it."""
@@ -112,37 +170,53 @@ class Store:
         np.savez_compressed(content, **arrays)
         write_atomically(path, content.getvalue())
 
-    def fail(self, cell: Cell, status: str, reason: str, traceback: str = "") -> None:
-        """Remember a failed attempt, for the table; it is no result, and the cell is tried again."""
-        content = {"schema": SCHEMA, "key": cell.key, "cell": cell.content, "status": status, "reason": reason}
-        content |= {"traceback": traceback, "finished": _now()}
-        write_atomically(self.folder / cell.key / "failure.json", json.dumps(encode_numbers(content), indent=1))
+    def scratch(self) -> AbstractContextManager[Path]:
+        """A folder in the store for what is needed only now; the next run removes that of a killed process."""
+        return scratch(self.folder)
+
+    # ----------------------------------------------------------------- one run at a time
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second run from measuring beside this one, which would spoil the timings of both.
+        """Keep a second run out of this results folder, and remove what a killed one left half-written.
 
         Raises:
-            UserError: another run holds it.
+            UserError: another run holds it, or the folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                raise UserError(
-                    f"results={self.folder.parent} is in use by another run (process {file.read().strip()}): "
-                    "wait for its end, or give another results=FOLDER"
-                ) from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            self._sweep_leftovers()
+        with results_lock(self.folder):
+            remove_leftovers({*self._leftovers()})
             yield
 
-    def _sweep_leftovers(self) -> None:
-        """Remove what a killed run left half-written."""
-        for depth in range(3):  # the store, a cell's folder, images/<digest>
-            for path in self.folder.glob(f"{'*/' * depth}{UNFINISHED}*"):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    def _leftovers(self) -> Iterator[Path]:
+        """What is called unfinished in the store, and in the sweeps' folders what has a writer's name besides."""
+        name = f"{UNFINISHED}*"
+        for pattern in (name, f"*/{name}", f"images/**/{name}"):  # the ids of panels' images may have folders
+            yield from self.folder.glob(pattern)
+        for pattern in (f"*/{name}", f"*/*/{name}"):
+            yield from filter(writer, self.folder.parent.glob(pattern))
+
+
+def check_identity(found: dict, key: object) -> None:
+    """Hold what was read to the cell that it is said to be of.
+
+    Raises:
+        Damaged: it is another cell's, or its cell is not what its key says.
+    """
+    cell = found.get("cell")
+    if not isinstance(cell, dict):
+        raise Damaged("no cell")
+    try:
+        own = Cell(canonical_json(cell)).key
+    except (ValueError, RecursionError) as error:
+        raise Damaged("no cell") from error
+    if not found.get("key") == key == own:
+        raise Damaged("it belongs to another cell")
+
+
+def _check_status(status: object, accepted: tuple[str, ...]) -> None:
+    if status not in accepted:
+        raise ValueError(f"status {status!r} is none of {', '.join(accepted)}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

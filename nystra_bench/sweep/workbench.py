@@ -226,6 +226,7 @@ class Workbench:
             job.cell,
             found.value | extra,
             attach=found.attach,
+            extends=bool(job.parts),
             status=found.status,
             reason=found.reason,
             seconds=round(time.perf_counter() - started, 3),

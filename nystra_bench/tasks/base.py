@@ -13,6 +13,7 @@ import numpy as np
 from nystra_bench.metrics.conventions import RGB8, Convention
 from nystra_bench.tasks.datasets import BUNDLED, Picture, central, digest, pictures
 from nystra_bench.tasks.degradations import generator
+from nystra_bench.text import printable
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class SyntheticTask(Task):
 
     @property
     def dataset(self) -> str:
-        return self.images if self.images in BUNDLED else Path(self.images).expanduser().resolve().name
+        return self.images if self.images in BUNDLED else printable(Path(self.images).expanduser().resolve().name)
 
     def samples(self) -> Iterator[Sample]:
         return map(self._sample, self.pictures)

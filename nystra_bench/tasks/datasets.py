@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nystra_bench.errors import UserError
+from nystra_bench.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -132,13 +134,16 @@ def _in_folder(folder: Path) -> list[Picture]:
     files = image_files(folder)
     if not files:
         raise UserError(f"task.images={folder} holds no image: {accepted}")
-    ids = [file.stem for file in files]
-    return [from_file(file.stem if ids.count(file.stem) == 1 else file.name, file, "task.images") for file in files]
+    stems = [file.stem for file in files]
+    count = Counter(stems)
+    ids = [stem if count[stem] == 1 else file.name for stem, file in zip(stems, files, strict=True)]
+    return [from_file(printable(name), file, "task.images") for name, file in zip(ids, files, strict=True)]
 
 
 def image_files(folder: Path) -> list[Path]:
     """The image files of a folder in the order of their names, hidden ones left out."""
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    found = (f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    return sorted(found, key=lambda file: file.name)
 
 
 def from_file(name: str, file: Path, option: str) -> Picture:

@@ -24,6 +24,7 @@ from nystra_bench.tasks.datasets import (
     from_file,
     image_files,
 )
+from nystra_bench.text import printable
 
 HELP = "see docs/DATASETS.md and python -m nystra_bench.fetch"
 PLACEHOLDER = "{name}"
@@ -89,7 +90,7 @@ class PairedTask(Task):
 
     @property
     def dataset(self) -> str:
-        return self.folder.resolve().name or "pairs"
+        return printable(self.folder.resolve().name) or "pairs"
 
     def samples(self) -> Iterator[Sample]:
         for pair in self.pairs:
@@ -176,7 +177,8 @@ class FolderPairs(PairedTask):
             for (within, stem), file in self._files("clean").items()
             if (name := _between(stem, *self.clean_name.split(PLACEHOLDER)))
         }
-        degraded = {key: file for key, file in self._files("degraded").items() if _fits(self.degraded_name, key[1])}
+        found = self._files("degraded")
+        degraded = {key: file for key, file in found.items() if any(_names(self.degraded_name, key[1]))}
         if not degraded:
             named = f"{self.degraded}/{self.degraded_name}"
             raise UserError(f"task.root={self.root} holds no image {named}: {self._needed}")
@@ -205,8 +207,7 @@ class FolderPairs(PairedTask):
     def _owner(self, key: Key, file: Path, clean: dict[Key, Path]) -> Key:
         """The clean image that a degraded one belongs to: of those that fit, the one with the longest name."""
         within, stem = key
-        parts = (stem[i : i + n] for n in range(len(stem), 0, -1) for i in range(len(stem) - n + 1))
-        found = next((p for p in parts if (within, p) in clean and _fits(self.degraded_name, stem, p)), None)
+        found = next((name for name in _names(self.degraded_name, stem) if (within, name) in clean), None)
         if found is None:
             raise self._unpaired(file, "clean", self.clean, self.clean_name)
         if clean[within, found] == file:
@@ -231,7 +232,7 @@ class FolderPairs(PairedTask):
         within, stem = key
         name = stem if "*" in self.degraded_name else owner[1]
         pictures = (from_file(str(path), path, "task.root") for path in (file, clean[owner]))
-        return Pair(f"{within}/{name}" if within else name, *pictures)
+        return Pair(printable(f"{within}/{name}" if within else name), *pictures)
 
 
 def _check_pattern(option: str, pattern: str, accepted: str) -> None:
@@ -241,11 +242,23 @@ def _check_pattern(option: str, pattern: str, accepted: str) -> None:
         raise UserError(f"{option}={pattern} is no pattern: accepted are file names with {PLACEHOLDER} once{star}")
 
 
-def _fits(pattern: str, stem: str, name: str | None = None) -> bool:
-    """Whether a file is named by a pattern, with ``name`` in it, or any where it is None."""
-    meaning = {"*": ".*", PLACEHOLDER: ".+" if name is None else re.escape(name)}
-    words = re.split(f"({re.escape(PLACEHOLDER)}|{re.escape('*')})", pattern)
-    return re.fullmatch("".join(meaning.get(word, re.escape(word)) for word in words), stem) is not None
+def _names(pattern: str, stem: str) -> Iterator[str]:
+    """What ``{name}`` may stand for where a pattern names a file, the longest first."""
+    before, after = pattern.split(PLACEHOLDER)
+    starts = _prefixes(before, stem)
+    ends = [len(stem) - length for length in _prefixes(after[::-1], stem[::-1])]
+    spans = ((start, end) for start in starts for end in ends if start < end)
+    for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
+        yield stem[start:end]
+
+
+def _prefixes(pattern: str, text: str) -> list[int]:
+    """The lengths of all beginnings of a text that a pattern, in which ``*`` is anything, stands for."""
+    words = pattern.split("*")
+    if len(words) == 1:
+        return [len(pattern)] if text.startswith(pattern) else []
+    expression = re.compile(".*".join(map(re.escape, words)))
+    return [length for length in range(len(text) + 1) if expression.fullmatch(text, 0, length)]
 
 
 def _between(stem: str, prefix: str, suffix: str) -> str:

@@ -140,10 +140,14 @@ def test_a_hazy_image_belongs_to_the_clean_image_with_the_longest_name_that_fits
 
 @given(st.text("ab_1x.[", min_size=1, max_size=8), st.text("ab_1x.[", max_size=5))
 def test_a_pattern_fits_what_is_made_by_it_and_finds_the_name_again(name, rest):
-    from nystra_bench.tasks.pairs import _between, _fits
+    from nystra_bench.tasks.pairs import _between, _names
 
-    assert _fits("{name}_*", f"{name}_{rest}", name) and _fits("{name}_*", f"{name}_{rest}")
-    assert not _fits("{name}_*", f"{name}{rest.replace('_', '')}", name)
+    assert name in _names("{name}_*", f"{name}_{rest}")
+    assert name not in _names("{name}_*", f"{name}{rest.replace('_', '')}")
+    assert list(_names("{name}", name)) == list(_names("x_{name}.a", f"x_{name}.a")) == [name]
+    assert set(_names("*{name}_*", f"{name}_{rest}")) >= {name, name[-1]}
+    lengths = [len(found) for found in _names("*{name}*", f"{name}_{rest}")]
+    assert lengths == sorted(lengths, reverse=True)
     assert _between(f"n_{name}.x", "n_", ".x") == name
 
 

@@ -1,0 +1,130 @@
+"""Files of the results folder: written whole or not at all, read without trust, swept where a killed process left them.
+
+What is not yet whole has a name of its own with the writer's process id, so that a later run can tell what is left from
+what is being written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+UNFINISHED = ".new-"
+"""How the names of files and folders begin that are not yet whole; what a killed run left of them is removed."""
+
+_WRITER = re.compile(re.escape(UNFINISHED) + r"(\d+)-[0-9a-f]{32}")
+
+
+class Damaged(Exception):
+    """A file does not hold what it should; the message says in a few words why."""
+
+
+def unfinished(folder: Path) -> Path:
+    """A name of its own for something that is being written in ``folder``."""
+    return folder / f"{UNFINISHED}{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def writer(path: Path) -> int | None:
+    """The id of the process that an unfinished file or folder says to be written by; None where it does not say so."""
+    found = _WRITER.fullmatch(path.name)
+    return int(found[1]) if found else None
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A folder inside ``folder`` that is removed at the end; that of a killed process is by the next run."""
+    path = unfinished(folder)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is either there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = unfinished(path.parent)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_object(path: Path) -> dict:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Damaged: it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Damaged(error.strerror or type(error).__name__) from error
+    except (ValueError, RecursionError) as error:  # also: no UTF-8, brackets that never end
+        raise Damaged("no JSON") from error
+    if not isinstance(found, dict):
+        raise Damaged("no JSON object")
+    return found
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that it holds; a link, and not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, also in the place of a file that has its name."""
+    if os.path.lexists(path) and not path.is_dir():
+        path.unlink()
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def make_room(path: Path) -> None:
+    """Make a file's folder, and remove what a file cannot be put in the place of."""
+    make_folder(path.parent)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove those of these unfinished files and folders that no living process writes."""
+    for path in paths:
+        process = writer(path)
+        if process and _is_at_work(process):
+            continue
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_at_work(process: int) -> bool:
+    """Whether another process of this id lives; one that has ended and that nobody has waited for does not."""
+    if process == os.getpid():
+        return False  # a run sweeps before it writes: this is what an earlier process of the same id left
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:  # no such system
+        return True
+    return state != "Z"

@@ -1,0 +1,106 @@
+"""Locks between runs: of a results folder, and of a device while it is timed. A killed process holds none."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from nystra_bench.errors import UserError
+from nystra_bench.sweep.files import write_atomically
+
+LOCKS = "NYSTRA_BENCH_LOCKS"
+"""The environment variable that names the folder with the devices' locks."""
+
+SHARED_FILE, SHARED_FOLDER = 0o666, 0o777
+"""Modes: whoever may use the machine or the results folder may lock it, too."""
+
+
+@contextmanager
+def results_lock(store: Path) -> Iterator[None]:
+    """Keep a second run from measuring into the same results folder.
+
+    Args:
+        store: the folder ``results/store``, made where it is absent.
+
+    Raises:
+        UserError: another run holds the lock, or the folder cannot be written.
+    """
+    option = f"results={store.parent}"
+    with _held(store / ".lock", option, f"{option} is in use by another run", "wait for its end"):
+        yield
+
+
+@contextmanager
+def device_lock(device: str) -> Iterator[None]:
+    """Keep a second run, in whatever results folder, from timing on a device of this machine.
+
+    The lock lies in the folder ``NYSTRA_BENCH_LOCKS``, by default ``/tmp/nystra_bench-locks``, and holds off the
+    processes of all users that see that folder.
+
+    Args:
+        device: the device's kind, ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: another run holds the lock, or the folder cannot be written.
+    """
+    folder = _locks_folder()
+    accepted = "wait for its end, or give measure=quality, which shares the device"
+    busy = f"device={device} is being timed by another run"
+    with _held(folder / f"nystra_bench-{device}.lock", f"{LOCKS}={folder}", busy, accepted):
+        yield
+
+
+def _locks_folder() -> Path:
+    """The folder with the devices' locks; the usual one is made for all users."""
+    given = os.environ.get(LOCKS)
+    if given:
+        return Path(given).expanduser()
+    # Not TMPDIR, which differs between users and jobs of one machine. A folder of its own, since Linux may let nobody
+    # open the files of others for writing in a folder that is sticky, as /tmp is.
+    common = Path("/tmp")
+    folder = (common if common.is_dir() else Path(tempfile.gettempdir())) / "nystra_bench-locks"
+    with suppress(OSError):  # it is there, or locking will say why it cannot be
+        folder.mkdir()
+        folder.chmod(SHARED_FOLDER)
+    return folder
+
+
+@contextmanager
+def _held(file: Path, place: str, busy: str, accepted: str) -> Iterator[None]:
+    """Hold a lock.
+
+    Args:
+        place: what errors call its folder.
+        busy, accepted: what they say where another process holds it.
+    """
+    lock = FileLock(file, mode=SHARED_FILE)
+    holder = file.with_name(f"{file.name}.holder")  # not in the lock's file: older filelocks empty the one they try
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        write_atomically(holder, str(os.getpid()))
+    except Timeout as error:
+        raise UserError(f"{busy} ({_named(holder)}): {accepted}") from error
+    except OSError as error:
+        lock.release()
+        reason = error.strerror or type(error).__name__
+        raise UserError(
+            f"{place} cannot be used ({file}: {reason}): accepted is a folder that this user may write to"
+        ) from error
+    try:
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _named(holder: Path) -> str:
+    try:
+        return f"process {int(holder.read_text())}"
+    except (OSError, ValueError):  # it is just about to write its id, or keeps it to its user
+        return "a process that does not tell its id"

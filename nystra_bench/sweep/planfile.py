@@ -1,0 +1,52 @@
+"""The plan of a sweep as it is kept: ``results/<sweep>/cells.json`` (docs/SCHEMA.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nystra_bench.errors import UserError
+from nystra_bench.sweep.cell import SCHEMA
+from nystra_bench.sweep.files import Damaged, read_object
+from nystra_bench.sweep.store import check_identity
+from nystra_bench.text import printable
+
+STATUSES = ("planned", "skipped")
+
+
+def read_cells(path: Path) -> list[dict]:
+    """The planned cells: ``key``, ``cell``, ``status`` and ``reason`` of each, and ``uses`` where it is told.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: the file is no plan that can be read.
+    """
+    try:
+        plan = read_object(path)
+        if plan.get("schema") != SCHEMA:
+            raise Damaged(f"schema {plan.get('schema')!r:.40}, where {SCHEMA} is read")
+        cells = plan.get("cells")
+        if not isinstance(cells, list):
+            raise Damaged("no list of cells")
+        for number, planned in enumerate(cells):
+            _check(planned, f"cells[{number}]")
+    except Damaged as damage:
+        raise UserError(
+            f"{printable(str(path))} cannot be read as the plan of a sweep ({damage}): plan the sweep again, by the "
+            "same command without mode=report"
+        ) from damage
+    return cells
+
+
+def _check(planned: object, name: str) -> None:
+    if not isinstance(planned, dict):
+        raise Damaged(f"{name} is no object")
+    try:
+        check_identity(planned, planned.get("key"))
+    except Damaged as damage:
+        raise Damaged(f"{name}: {damage}") from damage
+    if planned.get("status") not in STATUSES:
+        raise Damaged(f"{name}: status {planned.get('status')!r:.40}")
+    if not isinstance(planned.get("reason"), str | None):
+        raise Damaged(f"{name}: its reason is no text")
+    if not isinstance(planned.get("uses"), dict | None):
+        raise Damaged(f"{name}: its uses are no object")
