@@ -13,7 +13,7 @@ from nystra_bench.metrics.psnr import Psnr
 from nystra_bench.metrics.ssim import Ssim
 from nystra_bench.models.swinir import SwinIR, SwinIRSpec
 from nystra_bench.report.figures.panel import VisualPanel
-from nystra_bench.report.frame import load
+from nystra_bench.report.reading import load
 from nystra_bench.sweep.cell import SCHEMA, Cell
 from nystra_bench.sweep.store import write_atomically
 from nystra_bench.sweep.worker import Worker
@@ -48,9 +48,13 @@ METRICS = {
 }
 
 
+QUALITY = {"_target_": "nystra_bench.measure.quality.Quality"}
+PARTS = {name: {"version": "1"} for name in METRICS if name != "absent"}
+
+
 def quality_cell(attention, scale=2):
     content = {
-        "measure": "quality",
+        "measure": {"name": "quality", "version": "1", "params": {}},
         "model": {"name": "tiny", "weights": "aa" * 32, "version": "1", "native_window": 8},
         "window": 8,
         "position_bias": "native",
@@ -58,7 +62,7 @@ def quality_cell(attention, scale=2):
         "attention": {"name": attention, "version": "1", "params": {}},
         "device": "cpu",
         "dtype": "float32",
-        "settings": {"metrics": {}},
+        "settings": {},
     }
     return Cell.of(content)
 
@@ -82,6 +86,7 @@ def run(tmp_path_factory):
         "sys_path": [],
         "metrics": METRICS,
         "references": {"exact": EXACT, "identity": IDENTITY},
+        "tf32": False,
         "timing": {},
         "tiling": None,
         "seed": 0,
@@ -92,8 +97,8 @@ def run(tmp_path_factory):
         "device": {"_type_": "cpu", "threads": 1},
         "dtype": "float32",
         "cells": [
-            {"cell": quality_cell("exact").text, "attention": EXACT},
-            {"cell": quality_cell("identity").text, "attention": IDENTITY},
+            {"cell": quality_cell(name).text, "measure": QUALITY, "attention": attention, "parts": PARTS}
+            for name, attention in (("exact", EXACT), ("identity", IDENTITY))
         ],
     }
     (folder / "results" / "store").mkdir(parents=True)
@@ -105,8 +110,8 @@ def run(tmp_path_factory):
     finally:
         sys.path.remove(str(folder))
         torch.set_num_threads(threads)
-    assert [event["event"] for event in events] == ["start", "done", "start", "done"], events
-    values = {name: worker.store.result(quality_cell(name).key)["value"] for name in ("exact", "identity")}
+    assert [event["event"] for event in events] == ["start", "alive", "alive", "done"] * 2, events
+    values = {name: worker.bench.store.result(quality_cell(name).key)["value"] for name in ("exact", "identity")}
     cells = [{"key": c.key, "cell": c.content, "status": "planned", "reason": None} for c in map(quality_cell, values)]
     plan = {"schema": SCHEMA, "sweep": "demo", "cells": cells}
     write_atomically(folder / "results" / "demo" / "cells.json", json.dumps(plan))
@@ -168,7 +173,7 @@ def test_the_panel_shows_the_input_in_the_size_of_the_outputs(run):
 
 
 def test_conventions_of_different_tasks_are_all_told():
-    from nystra_bench.report.frame import _descriptions
+    from nystra_bench.report.reading import _descriptions
 
     y, rgb = {"unit": "dB", "convention": "sr_y"}, {"unit": "dB", "convention": "rgb8"}
     merged = _descriptions([("denoise", {"psnr": rgb}), ("sr", {"psnr": y, "ssim": y}), ("deblur", {"psnr": rgb})])
@@ -177,10 +182,10 @@ def test_conventions_of_different_tasks_are_all_told():
 
 
 def test_means_with_numbers_that_are_not_finite():
-    from nystra_bench.report.frame import _quality
+    from nystra_bench.measure.quality import Quality
 
     def mean(*numbers):
-        return _quality({"images": [{"metrics": {"psnr": number}} for number in numbers]})["psnr"]
+        return Quality().scalars({"images": [{"metrics": {"psnr": number}} for number in numbers]}, {})["psnr"]
 
     assert mean(30.0, 32.0) == 31
     assert mean(30.0, "inf") == float("inf")

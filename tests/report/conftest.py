@@ -39,7 +39,7 @@ class SyntheticStore:
     def cell(self, measure: str, attention: str, params: dict | None = None, **changes) -> Cell:
         """A planned cell; ``changes`` replace its fields."""
         content = {
-            "measure": measure,
+            "measure": {"name": measure, "version": "1", "params": {}},
             "model": {"name": "toy_w8", "weights": "aa" * 32, "version": "1", "native_window": 8},
             "window": 32,
             "position_bias": "interpolate",

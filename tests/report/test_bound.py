@@ -9,7 +9,7 @@ import pytest
 
 from nystra_bench.report.build import build_report
 from nystra_bench.report.figures.bound import Bound
-from nystra_bench.report.frame import load
+from nystra_bench.report.reading import load
 from nystra_bench.report.tables.bound import BoundTable
 
 TABLES = {"bound": {"_target_": "nystra_bench.report.tables.bound.BoundTable", "title": "Bounds",
@@ -37,7 +37,7 @@ def bounds(synthetic):
 
 def test_the_table_holds_medians_and_maxima(bounds):
     data = load(bounds.write(), "demo")
-    assert len(data.bounds) == 3 * 4
+    assert len(data.rows("bound")) == 3 * 4
     table = BoundTable("t", []).table(data).set_index("landmarks")
     row = table.loc[4]
     assert row["matrix_error_median"] == pytest.approx(0.25) and row["matrix_error_max"] == 0.8
@@ -55,12 +55,12 @@ def test_the_note_counts_in_how_many_kernels_the_bounds_hold(bounds):
     assert "in the other 4, the error" in said.lower()
     assert "floor in 4, at most the projection bound in 4 and at most the lemma's bound in 4" in said
     assert "30 times the error in the median, the lemma's 300 times" in said
-    data.bounds.loc[0, "kernel_error_pinv"] = 5.0  # beyond the projection bound
+    data.rows("bound").loc[0, "kernel_error_pinv"] = 5.0  # beyond the projection bound
     assert "projection bound in 3 and at most the lemma's bound in 4" in BoundTable("t", []).notes(data)[1]
 
 
 def test_the_readable_table_and_the_figure_are_in_the_report(bounds):
-    page = build_report(bounds.write(), "demo", {"tables": TABLES, "figures": FIGURES}, "")
+    page = build_report(bounds.write(), "demo", {"tables": TABLES, "figures": FIGURES}, "").page
     folder = page.parent
     assert "0.6 (0.8)" in (folder / "bound.md").read_text()
     assert "0.25 (0.8)" in page.read_text() and "failed" not in page.read_text().split("<main>")[1]
@@ -82,7 +82,7 @@ def test_without_spectral_errors_there_is_nothing_to_show(synthetic):
     synthetic.quality(synthetic.cell("quality", "nystra", synthetic.nystra), [{"psnr": 30.0}])
     stale = synthetic.write() / synthetic.sweep / "bound.csv"
     stale.write_text("of an earlier run")
-    page = build_report(synthetic.results, "demo", {"tables": TABLES, "figures": FIGURES}, "")
+    page = build_report(synthetic.results, "demo", {"tables": TABLES, "figures": FIGURES}, "").page
     assert "Table bound is empty." in page.read_text() and "Figure bound is not drawn." in page.read_text()
     assert not stale.exists() and not list(page.parent.glob("bound.*"))
-    assert isinstance(load(synthetic.results, "demo").bounds, pd.DataFrame)
+    assert isinstance(load(synthetic.results, "demo").rows("bound"), pd.DataFrame)

@@ -11,7 +11,7 @@ import yaml
 from hydra.utils import instantiate
 
 from nystra_bench.report.build import build_report
-from nystra_bench.report.frame import load
+from nystra_bench.report.reading import load
 from nystra_bench.report.tables.ranking import Ranking, Standings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -109,7 +109,7 @@ def test_settings_of_one_method_are_no_ranking(synthetic):
     add(synthetic, REFERENCES | {"a:8": [1.0, 2.0], "a:16": [2.0, 3.0], "b": [1.0, 1.0]})
     data = load(synthetic.write(), "demo")
     assert "3 approximating methods" in table("ranking").nothing(data) and table("standings").nothing(data)
-    page = build_report(synthetic.results, "demo", {"tables": {"ranking": options("ranking")}}, "").read_text()
+    page = build_report(synthetic.results, "demo", {"tables": {"ranking": options("ranking")}}, "").page.read_text()
     assert "Table ranking is empty" in page and not (synthetic.results / "demo" / "ranking.csv").exists()
 
 
@@ -137,7 +137,7 @@ def test_what_has_no_deviation_is_named_not_dropped(synthetic):
 def test_readable_forms(synthetic):
     add(synthetic, SETTING)
     chosen = {"tables": {name: options(name) for name in ("ranking", "standings")}}
-    folder = build_report(synthetic.write(), "demo", chosen, "").parent
+    folder = build_report(synthetic.write(), "demo", chosen, "").page.parent
     ranking, standings = ((folder / f"{name}.md").read_text() for name in ("ranking", "standings"))
     assert "| 1 (1–2) | near | folded | ignored | 45.00 | – | 12.00 (11.00 to 13.00) | 2–1–0 | 0.45 |" in ranking
     assert "| 2 (1–2) | like_near | folded | ignored | 44.83 | ≈0 (−1.00 to 1.00) |" in ranking

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from nystra_bench.errors import UserError
 from nystra_bench.report import columns, plotting, wording
 from nystra_bench.report.build import build_report
-from nystra_bench.report.frame import COLUMNS, load
+from nystra_bench.report.reading import load
 from nystra_bench.report.markup import latex_escape, markdown_escape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ def report(tmp_path_factory, synthetic_store):
     store = synthetic_store(tmp_path_factory.mktemp("report") / "results")
     store.fill()
     store.write()
-    page = build_report(store.results, "demo", plugins(), "mode: run  # <b>&\n")
+    page = build_report(store.results, "demo", plugins(), "mode: run  # <b>&\n").page
     assert page == store.results / "demo" / "report.html"
     return page.parent
 
@@ -65,7 +65,7 @@ def report(tmp_path_factory, synthetic_store):
 # ---------------------------------------------------------------- numbers
 
 
-def test_the_columns_are_those_of_the_schema_in_its_order(report):
+def test_the_columns_are_those_of_the_schema_in_its_order(report, data):
     table = re.search(r"## `table.csv`.*", (ROOT / "docs" / "SCHEMA.md").read_text(), re.S).group()
     documented = [name for line in table.splitlines() if line.startswith("| `")
                   for name in re.findall(r"`([^`]+)`", line.split("|")[1])]  # fmt: skip
@@ -73,9 +73,9 @@ def test_the_columns_are_those_of_the_schema_in_its_order(report):
     # The intervals are documented once for the three ratios.
     expected = [name for name in documented if "…" not in name]
     assert [name for name in written if name in expected] == expected
-    assert written[: len(COLUMNS)] == COLUMNS
+    assert written[: len(data.names)] == data.names
     assert {f"speedup_vs_{r}_{end}" for r in ("exact", "sdpa", "native") for end in ("low", "high")} < set(written)
-    assert written[len(COLUMNS) :] == ["lpips2", "task_parameters"]
+    assert written[len(data.names) :] == ["lpips2", "measure_parameters", "task_parameters"]
 
 
 def test_quality_is_the_mean_over_the_images(data):
@@ -295,7 +295,7 @@ def test_the_same_data_gives_the_same_files(filled, tmp_path):
     chosen = {"tables": options("table"), "figures": {"landmarks": options("figure")["landmarks"]}}
     pages = []
     for _ in range(2):
-        folder = build_report(filled.results, "demo", chosen, "").parent
+        folder = build_report(filled.results, "demo", chosen, "").page.parent
         pages.append({p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()})
     assert pages[0] == pages[1]
 
@@ -305,8 +305,8 @@ def test_a_broken_plugin_loses_nothing_else(filled, caplog):
     chosen["figures"] = {"landmarks": chosen["figures"]["landmarks"], "bad<i>": {"_target_": "nowhere.Missing"}}
     chosen["tables"]["worse"] = options("table")["main"] | {"title": "Worse", "columns": 3}
     with caplog.at_level(logging.ERROR, "nystra_bench"):
-        page = build_report(filled.results, "demo", chosen, "").read_text()
-    assert "Figure bad&lt;i&gt; failed" in page and "Table worse failed" in page and "TypeError" in page
+        page = build_report(filled.results, "demo", chosen, "").page.read_text()
+    assert "Figure bad&lt;i&gt; failed" in page and "Table worse failed" in page and "MainTable" in page
     assert "nowhere" in page and "Deviation against landmarks" in page and 'id="grid-1"' in page
     assert "Traceback" in caplog.text
     assert (filled.results / "demo" / "table.csv").is_file()
@@ -315,7 +315,7 @@ def test_a_broken_plugin_loses_nothing_else(filled, caplog):
 def test_a_name_is_never_read_as_a_formula(synthetic):
     synthetic.quality(synthetic.cell("quality", r"$\frac{$", synthetic.nystra), [{"deviation_psnr": 30.0}])
     synthetic.latency(synthetic.cell("latency", r"$\frac{$", synthetic.nystra), [10.0], {})
-    page = build_report(synthetic.write(), "demo", plugins(), "").read_text()
+    page = build_report(synthetic.write(), "demo", plugins(), "").page.read_text()
     assert "failed." not in page and "figures/pareto" in page
 
 
@@ -332,7 +332,7 @@ def test_a_figure_that_is_gone_does_not_stay_in_the_folder(filled):
 
 def test_an_unmeasured_sweep_has_a_report(synthetic):
     synthetic.cell("quality", "exact")
-    page = build_report(synthetic.write(), "demo", plugins(), "").read_text()
+    page = build_report(synthetic.write(), "demo", plugins(), "").page.read_text()
     assert "not yet measured" in page and "is not drawn" in page and "failed." not in page
 
 

@@ -3,7 +3,7 @@
 from nystra_bench.sweep.cell import Cell, canonical_json
 
 CONTENT = {
-    "measure": "quality",
+    "measure": {"name": "quality", "version": "1", "params": {}},
     "model": {"name": "swinir_denoise_w8", "weights": "ab" * 32, "version": "1", "native_window": 8},
     "window": 32,
     "position_bias": "interpolate",
@@ -22,7 +22,7 @@ def reversed_keys(value):
 
 
 def test_the_key_of_known_content_never_changes():
-    assert Cell.of(CONTENT).key == "c25cef3b8348f01bc4b9c3384a26266859c6edc90cc643719ca30621e24711ab"
+    assert Cell.of(CONTENT).key == "7115ae73bc2f5983c37206a58dc57c799a0293166f0d9febf5cc79784d781b95"
 
 
 def test_the_order_of_entries_does_not_matter_and_every_entry_does():
@@ -34,7 +34,7 @@ def test_the_order_of_entries_does_not_matter_and_every_entry_does():
 
 
 def test_content_comes_back_with_the_schema():
-    assert Cell.of(CONTENT).content == {"schema": 1, **CONTENT}
+    assert Cell.of(CONTENT).content == {"schema": 2, **CONTENT}
 
 
 def test_json_has_no_white_space_and_numbers_that_json_lacks_are_text():

@@ -51,7 +51,7 @@ def test_threads_are_part_of_timings_alone(bench):
     def keys(*more):
         assert bench(*words, *more).code == 0
         cells = json.loads((bench.results / "tiny" / "cells.json").read_text())["cells"]
-        return {c["cell"]["measure"]: c for c in cells}
+        return {c["cell"]["measure"]["name"]: c for c in cells}
 
     one, two = keys("device.threads=1"), keys("device.threads=2")
     assert one["quality"]["key"] == two["quality"]["key"]

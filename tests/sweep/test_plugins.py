@@ -63,5 +63,5 @@ def test_a_method_and_a_metric_are_swept_tabled_and_drawn(bench, mine, word):
     assert np.isfinite(mean.latency_ms).all()
     drawings = list((bench.results / "tiny" / "figures").glob("pareto*.svg"))
     assert any("mean" in drawing.read_text() for drawing in drawings)
-    quality = [r["value"] for r in bench.stored() if r["cell"]["measure"] == "quality"]
+    quality = [r["value"] for r in bench.stored() if r["cell"]["measure"]["name"] == "quality"]
     assert {value["describe"]["mean_difference"]["unit"] for value in quality} == {"grey levels"}

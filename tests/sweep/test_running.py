@@ -55,14 +55,14 @@ def test_what_is_made_once_is_timed_apart_and_what_becomes_of_the_bias_is_shown(
 def test_timings_and_memory_go_on_without_what_fails(bench):
     words = ["attention=[raising,killing,nystra]", "attention.landmarks=4", "position_bias=native", "figures=[]"]
     assert bench(*words, "measure=[latency,memory]").code == 2
-    values = {(r["cell"]["attention"]["name"], r["cell"]["measure"]): r["value"] for r in bench.stored()}
+    values = {(r["cell"]["attention"]["name"], r["cell"]["measure"]["name"]): r["value"] for r in bench.stored()}
     assert set(values) == {("nystra", "latency"), ("nystra", "memory")}
     timed = values["nystra", "latency"]
     assert set(timed["companions"]) == {"exact", "exact_again", "sdpa", "identity"}
     assert {len(samples) for samples in timed["companions"].values()} == {len(timed["samples_ms"])}
     assert min(timed["samples_ms"]) > 0
     assert 0 < values["nystra", "memory"]["attention_gflops"] < values["nystra", "memory"]["gflops"]
-    statuses = {(f["cell"]["attention"]["name"], f["cell"]["measure"]): f["status"] for f in bench.stored("failure")}
+    statuses = {(f["cell"]["attention"]["name"], f["cell"]["measure"]["name"]): f["status"] for f in bench.stored("failure")}
     assert statuses == {
         ("raising", "latency"): "failed",
         ("raising", "memory"): "failed",

@@ -21,7 +21,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def cell():
-    return Cell.of({"measure": "quality", "attention": {"name": "exact"}})
+    return Cell.of({"measure": {"name": "quality"}, "attention": {"name": "exact"}})
 
 
 def names(store):

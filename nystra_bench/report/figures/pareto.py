@@ -53,7 +53,7 @@ class Pareto(Figure):
     def caption(self, data: ReportData) -> str:
         undrawn = len(data.frame) - len(self._drawable(data))
         missing = f" {undrawn} rows without a latency or a quality are not drawn." if undrawn else ""
-        mixed = any(data.details.loc[rows.index, "session"].nunique() > 1 for _, rows in groups(data.frame))
+        mixed = any(data.details.loc[rows.index, "latency_session"].nunique() > 1 for _, rows in groups(data.frame))
         sessions = " Some axes show timings of several sessions, between which a machine can drift." if mixed else ""
         return (
             "Left and up is better. Each point is one attention: median latency with its interquartile range. Points "
