@@ -12,5 +12,8 @@ IDENTITY = [
 ]
 """The columns of table.csv that say what was measured; those of the measurements follow them."""
 
+OUTCOME = ["status", "reason"]
+"""Those after the measurements' columns."""
+
 LAST = ["measure_parameters", "task_parameters"]
-"""The columns at its end."""
+"""The columns at its end, after metrics without a place of their own."""

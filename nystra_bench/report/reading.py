@@ -18,7 +18,7 @@ from nystra_bench.sweep.cell import assignments, canonical_json
 from nystra_bench.sweep.grid import DEFAULTS
 from nystra_bench.sweep.planfile import read_cells
 from nystra_bench.sweep.store import Store
-from nystra_bench.words import IDENTITY, LAST
+from nystra_bench.words import IDENTITY, LAST, OUTCOME
 
 INTEGERS = ["window", "landmarks", "iterations", "images"]
 TEXTS = ["model", "bias", "task", "dataset", "attention", "parameters", "bias_use", "mask_use", "kernel"]
@@ -151,7 +151,7 @@ class _Assembly:
         for index, row in enumerate(rows):
             self._add(index, row)
         always = list({type(m): m for m in (*self.known.usual(), *self.measurements.values())}.values())
-        names = [*IDENTITY, *(name for made in always for name in made.names), "status", "reason"]
+        names = [*IDENTITY, *(name for made in always for name in made.names), *OUTCOME]
         frame = _frame(self.records, names)
         return ReportData(
             sweep=self.sweep,

@@ -23,7 +23,7 @@ from nystra_bench.sweep.plan import Planned, Run, plan, request_of
 from nystra_bench.sweep.progress import Progress
 from nystra_bench.sweep.session import SessionRun, group
 from nystra_bench.sweep.store import FAILURES, MEASURED, Store, write_atomically
-from nystra_bench.words import IDENTITY, REFERENCES
+from nystra_bench.words import IDENTITY, LAST, OUTCOME, REFERENCES
 
 log = logging.getLogger("nystra_bench")
 
@@ -107,7 +107,7 @@ class Engine:
         measurements = {c.measure.name: c.measurement for c in combinations}
         given = {name for made in measurements.values() for name in made.names}
         taken = {name: f"metrics={name}" for name in self.metrics if name not in given}
-        check_columns(measurements, taken | dict.fromkeys(IDENTITY, "every table"))
+        check_columns(measurements, taken | dict.fromkeys([*IDENTITY, *OUTCOME, *LAST], "every table"))
 
     def _check_writable(self) -> None:
         """Before anything is measured: hours of it would be lost at the end otherwise."""

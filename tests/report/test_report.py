@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from nystra_bench.errors import UserError
 from nystra_bench.report import columns, plotting, wording
 from nystra_bench.report.build import build_report
-from nystra_bench.report.reading import load
 from nystra_bench.report.markup import latex_escape, markdown_escape
+from nystra_bench.report.reading import load
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"

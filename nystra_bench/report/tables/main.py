@@ -8,7 +8,7 @@ from nystra_bench.report.base import Table
 from nystra_bench.report.columns import ReadableTable, readable_table
 from nystra_bench.report.frame import ReportData
 from nystra_bench.report.wording import ORIGINALS, conventions, noise_lines
-from nystra_bench.words import LAST
+from nystra_bench.words import IDENTITY, LAST, OUTCOME
 
 
 class MainTable(Table):
@@ -24,11 +24,19 @@ class MainTable(Table):
 
         Those that repeat a column are left out, as PSNR on RGB is where PSNR itself is on RGB.
         """
-        known = {*data.names, *LAST, *self.columns}
+        known = {*self._known(data), *self.columns}
         other = [name for name in data.frame if name not in known and not name.startswith("input_")]
         other = [name for name in other if not any(data.frame[name].equals(data.frame[n]) for n in ("psnr", "ssim"))]
         names = [n for name in self.columns for n in (other if name == "other_metrics" else [name])]
         return readable_table(data, self.table(data), names)
+
+    def _known(self, data: ReportData) -> set[str]:
+        """Columns whose place is decided: those of every table, and of measurements of which one is named here."""
+        known = {*IDENTITY, *OUTCOME, *LAST}
+        for made in data.measurements.values():
+            if {*made.names} & {*self.columns}:
+                known |= {*made.names}
+        return known
 
     def notes(self, data: ReportData) -> list[str]:
         speed = "Speed-ups with a bootstrap 95 % interval; ≈1 where it contains 1; not shown without a deviation."
