@@ -19,7 +19,8 @@ def catalogue(tmp_path_factory):
         "task": {"t": "sigma: 25\nlimit: null\n"},
         "attention": {"exact": "_target_: a.Exact", "nystra": "_target_: a.Nystra\nlandmarks: 16\niterations: 2\n"},
         "measure": {
-            name: f"_target_: nystra_bench.measure.{name}.{name.capitalize()}\n" for name in ("quality", "latency", "memory")
+            name: f"_target_: nystra_bench.measure.{name}.{name.capitalize()}\n"
+            for name in ("quality", "latency", "memory")
         },
         "device": {"cpu": "type: cpu\nthreads: null\n", "cuda": "type: cuda\nthreads: null\n"},
     }
