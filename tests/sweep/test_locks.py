@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_all_users_may_lock(folder):
 def test_the_usual_place_is_one_for_all_users_and_jobs(monkeypatch, tmp_path):
     monkeypatch.delenv("NYSTRA_BENCH_LOCKS", raising=False)
     before = locks._locks_folder()
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # as TMPDIR does
     assert locks._locks_folder() == before
     assert before.stat().st_mode & 0o777 == 0o777
 
