@@ -63,6 +63,11 @@ class Raising(Misbehaving):
         raise ArithmeticError("no luck\\nwith details")
 
 
+class Garbling(Misbehaving):
+    def misbehave(self):
+        raise OSError(os.fsdecode(b"no file caf\\xe4.png"))
+
+
 class Killing(Misbehaving):
     def misbehave(self):
         os.system("echo noise on the standard output")
@@ -116,7 +121,7 @@ def plugins(tmp_path_factory, tiny_weights, images) -> Path:
         (folder / choice).mkdir()
     (folder / "sweep" / "tiny.yaml").write_text(SWEEP.format(weights=tiny_weights, images=images))
     (folder / "misbehaving_attentions.py").write_text(MISBEHAVING)
-    for name in ("raising", "killing", "sleeping", "exhausting", "slow"):
+    for name in ("raising", "garbling", "killing", "sleeping", "exhausting", "slow"):
         target = f"_target_: misbehaving_attentions.{name.capitalize()}\n"
         (folder / "attention" / f"{name}.yaml").write_text(f"{target}cured: nowhere\n")
     return folder

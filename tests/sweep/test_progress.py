@@ -70,3 +70,11 @@ def test_one_redrawn_line_on_a_terminal(clock):
     assert written.count("\n") == 2  # the failure, which stays, and the end
     assert "0/4 cells  cell a" in written
     assert "[2/4] cell b failed (no luck)\n" in written
+
+
+def test_how_far_a_long_cell_is_is_drawn_and_counts_no_cell(clock):
+    for stream, drawn in ((Terminal(), "0/4 cells  3/68 cell a"), (io.StringIO(), "")):
+        tell = Progress(NAMES, stream)
+        tell({"event": "alive", "key": "a", "done": 3, "of": 68})
+        assert tell.done == 0
+        assert stream.getvalue().replace("\r\x1b[K", "") == drawn

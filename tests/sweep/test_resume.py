@@ -49,6 +49,7 @@ def test_a_killed_run_goes_on_to_the_numbers_of_an_undisturbed_one(bench, tmp_pa
     line, worker = kill_after_the_first_cell(bench)
     assert line.startswith("[1/7] quality")
     assert gone(worker), "the worker outlived the run that started it"
+    assert list(bench.results.glob("store/.new-*/session.json")), "what the run keeps for the worker is elsewhere"
     early = quality(bench)
     assert 1 <= len(early) < 7
 

@@ -39,6 +39,17 @@ def test_failures_are_rows_and_the_next_run_tries_them_again(bench, tmp_path):
     assert plan.out.splitlines()[-1].endswith("6 cells: 6 done; 0 to measure")
 
 
+def test_a_reason_with_bytes_that_are_no_text_does_not_end_the_run(bench):
+    words = ["attention=[garbling,identity]", "position_bias=native", "measure=[quality]", "figures=[]"]
+    assert bench(*words).code == 2
+    table = bench.table().set_index("attention")
+    assert table.reason["garbling"] == "OSError: no file caf\\udce4.png"
+    assert table.status["identity"] == "done"
+    plan = bench(*words, "mode=plan")
+    assert plan.code == 0
+    assert "(OSError: no file caf\\udce4.png)" in plan.out
+
+
 def test_what_is_made_once_is_timed_apart_and_what_becomes_of_the_bias_is_shown(bench):
     words = ["attention=[nystra,nystra_plus]", "attention.landmarks=4", "position_bias=native", "figures=[]"]
     assert bench(*words, "measure=latency").code == 0

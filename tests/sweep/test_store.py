@@ -118,10 +118,46 @@ store = Store(Path(sys.argv[1]))
 store.fail(Cell.of({"n": 2}), "failed", "reason")
 os.replace = lambda *_: os.kill(os.getpid(), 9)
 try:
-    store.save(Cell.of({"n": 1}), {}, attach=lambda folder: (folder / "output.npz").write_bytes(b"x"))
+    store.save(Cell.of({"n": 1}), {}, attach=lambda folder: (folder / "output.npz").write_bytes(b"x"), status="done")
 finally:
     store.fail(Cell.of({"n": 2}), "failed", "again")
 """
+
+
+def unused_process():
+    """The id of a process that has ended."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return ended.pid
+
+
+def test_what_a_living_process_writes_is_left_alone(store):
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        own = [store.folder / f".new-{child.pid}-{'0' * 32}", store.folder / "key" / f".new-{child.pid}-{'1' * 32}"]
+        for path in own:
+            path.mkdir(parents=True)
+        foreign = store.folder.parent / "pictures" / ".new-york.png"
+        foreign.parent.mkdir()
+        foreign.touch()
+        with store.lock():
+            assert all(path.is_dir() for path in own)
+        child.kill()  # a zombie for now: it has ended, though its id is still taken
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        with store.lock():
+            assert not any(path.exists() for path in own)
+        assert foreign.exists()
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_folder_for_the_moment_is_gone_after_it(store):
+    with store.scratch() as folder:
+        assert folder.is_dir()
+        assert folder.parent == store.folder
+        (folder / "file").touch()
+    assert names(store) == []
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(store):
@@ -131,19 +167,19 @@ def test_what_a_killed_run_left_is_removed_by_the_next(store):
     (store.folder / "images" / "digest").mkdir(parents=True)
     (store.folder / "images" / "digest" / ".new-picture").touch()
     (store.folder / Cell.of({"n": 2}).key / ".new-failure").touch()
-    leftovers = [path.name for path in store.folder.rglob(".new-*")]
-    assert len(leftovers) >= 4
+    plan = store.folder.parent / "sweep" / f".new-{unused_process()}-{'0' * 32}"
+    plan.parent.mkdir()
+    plan.touch()
+    assert len(list(store.folder.rglob(".new-*"))) >= 3
     with store.lock():
-        assert list(store.folder.rglob(".new-*")) == []
+        assert list(store.folder.parent.rglob(".new-*")) == []
     assert store.status(Cell.of({"n": 1}).key) == ("missing", None)
     assert store.status(Cell.of({"n": 2}).key) == ("failed", "reason")
 
 
 def test_a_second_run_is_refused_in_one_sentence_until_the_first_ends(store):
-    with store.lock():
-        with pytest.raises(UserError) as caught, Store(store.folder).lock():
-            pass
-        assert (store.folder / ".lock").read_text() == str(os.getpid())
+    with store.lock(), pytest.raises(UserError) as caught, Store(store.folder).lock():
+        pass
     assert f"results={store.folder.parent}" in str(caught.value)
     assert str(os.getpid()) in str(caught.value)
     assert "\n" not in str(caught.value)

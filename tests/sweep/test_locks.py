@@ -1,0 +1,122 @@
+"""The lock of a device: one run at a time is timed on it, whatever results folders they have."""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from nystra_bench.errors import UserError
+from nystra_bench.sweep import locks
+from nystra_bench.sweep.inspection import child_environment
+from nystra_bench.sweep.locks import device_lock, results_lock
+
+HOLDING = """
+import sys, time
+from nystra_bench.sweep.locks import device_lock
+with device_lock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("NYSTRA_BENCH_LOCKS", str(tmp_path / "locks"))
+    return tmp_path / "locks"
+
+
+@pytest.fixture
+def holder(folder):
+    """Another process that holds the CPU."""
+    command = [sys.executable, "-c", HOLDING, "cpu"]
+    process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def refusal(manager):
+    with pytest.raises(UserError) as caught, manager:
+        pass
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_second_process_is_told_the_device_and_who_has_it_until_that_one_is_killed(holder):
+    assert refusal(device_lock("cpu")) == (
+        f"device=cpu is being timed by another run (process {holder.pid}): wait for its end, or give measure=quality, "
+        "which shares the device"
+    )
+    with device_lock("cuda"):
+        pass
+    assert str(holder.pid) in refusal(device_lock("cpu"))  # asking changes nothing
+    holder.kill()
+    holder.wait()
+    with device_lock("cpu"):
+        assert f"process {os.getpid()}" in refusal(device_lock("cpu"))
+
+
+def test_the_lock_is_free_after_an_error(folder):
+    with pytest.raises(ArithmeticError), device_lock("cpu"):
+        raise ArithmeticError
+    with device_lock("cpu"):
+        pass
+
+
+def test_a_holder_that_does_not_tell_its_id(folder):
+    with device_lock("cpu"):
+        (folder / "nystra_bench-cpu.lock.holder").unlink()
+        assert "a process that does not tell its id" in refusal(device_lock("cpu"))
+
+
+def test_all_users_may_lock(folder):
+    before = os.umask(0o077)
+    try:
+        with device_lock("cpu"):
+            pass
+    finally:
+        os.umask(before)
+    assert (folder / "nystra_bench-cpu.lock").stat().st_mode & 0o777 == 0o666
+
+
+def test_the_usual_place_is_one_for_all_users_and_jobs(monkeypatch, tmp_path):
+    monkeypatch.delenv("NYSTRA_BENCH_LOCKS", raising=False)
+    before = locks._locks_folder()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # as TMPDIR does
+    assert locks._locks_folder() == before
+    assert before.stat().st_mode & 0o777 == 0o777
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda file: device_lock("cpu"), "NYSTRA_BENCH_LOCKS="),
+        (lambda file: results_lock(file / "store"), "results="),
+    ],
+)
+def test_a_place_that_cannot_be_used(tmp_path, monkeypatch, make, name):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    monkeypatch.setenv("NYSTRA_BENCH_LOCKS", str(file))
+    sentence = refusal(make(file))
+    assert f"{name}{file} cannot be used" in sentence
+    assert "accepted is a folder" in sentence
+    assert file.read_text() == "kept"
+
+
+@pytest.mark.parametrize("measure", ["latency", "memory"])
+def test_a_run_that_is_timed_gives_way_to_another(bench, looked_at_here, holder, measure):
+    outcome = bench(f"measure={measure}")
+    assert outcome.code == 1
+    assert "device=cpu" in outcome.sentence
+    assert str(holder.pid) in outcome.sentence
+    assert not bench.stored() and not bench.stored("failure")
+
+
+def test_a_run_that_is_not_timed_shares_the_device(bench, looked_at_here, holder):
+    assert bench("measure=quality", "attention=exact", "position_bias=native", "figures=[]").code == 0
+    assert len(bench.stored()) == 1
