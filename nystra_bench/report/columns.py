@@ -8,25 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from nystra_bench.instruments.statistics import ENOUGH, LEVEL
+from nystra_bench.report.column import Column
 from nystra_bench.report.frame import RATIOS, ReportData
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a readable table.
-
-    Attributes:
-        header: short, with the unit in brackets.
-        meaning: one or two sentences, for a tooltip.
-        digits: decimals; None for text.
-        spread: a second column, written in brackets after the number.
-    """
-
-    name: str
-    header: str
-    meaning: str
-    digits: int | None = None
-    spread: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +41,9 @@ class ReadableTable:
 
 def _speedup(against: str, what: str) -> Column:
     meaning = (
-        f"How many times as fast as {what}: median over rounds of the paired ratio of latencies in one session, with "
-        "its bootstrap 95 % interval. Above 1 is faster; ≈1 where the interval contains 1. Read it with the deviation."
+        f"How many times as fast as {what}: median over rounds of the paired ratio of latencies in one session, and in "
+        f"brackets its {100 * LEVEL:g} % interval (of fewer than {ENOUGH} rounds the range, whose level is told with "
+        "the noise floor). Above 1 is faster; ≈1 where the interval contains 1. Read it with the deviation."
     )
     return Column(f"speedup_vs_{against}", f"speed-up vs {against}", meaning, 2)
 
@@ -92,12 +77,13 @@ _KNOWN = [
     _speedup("sdpa", "PyTorch's fused exact attention"),
     _speedup("native", "the model as released"),
     Column("floor_ms", "no attention (ms)", "Latency of the same model without any attention, in the same session.", 1),
-    Column("noise_low", "A/A low", "Lower end of the 95 % interval of exact attention against itself.", 3),
-    Column("noise_high", "A/A high", "Upper end of the 95 % interval of exact attention against itself.", 3),
+    Column("noise_low", "A/A low", "Lower end of the interval of exact attention against itself.", 3),
+    Column("noise_high", "A/A high", "Upper end of the interval of exact attention against itself.", 3),
     Column("peak_memory_mb", "peak memory (MB)", "Peak memory of one forward pass; MB are 10^6 bytes.", 0),
     Column("gflops", "operations (GFLOP)", "Of one forward pass; a multiply-add counts as two.", 2),
     Column("attention_gflops", "attention (GFLOP)", "The operations of the attention alone.", 2),
-    Column("status", "status", "The worst of the row's measures: done, skipped, unstable, missing or a failure."),
+    Column("status", "status", "The worst of the row's measures: done, skipped, unstable, nonfinite (NaN or infinite "
+           "outputs), missing or a failure."),
     Column("reason", "reason", "Why a row is not done."),
 ]  # fmt: skip
 _BY_NAME = {column.name: column for column in _KNOWN}
@@ -171,7 +157,7 @@ def ratio(row: pd.Series, column: Column) -> TableCell:
     if low <= 1 <= high:
         return TableCell(f"≈1 ({interval})", value, "unsure", "Not distinguishable from 1: the interval contains it.")
     text = f"{number(value, column.digits)} ({interval})"
-    return TableCell(text, value, "number", "Bootstrap 95 % interval in brackets.")
+    return TableCell(text, value, "number", "In brackets the interval of the median over rounds.")
 
 
 IDENTIFYING = ["model", "window", "bias", "task", "task_parameters", "dataset", "device", "dtype", "images"]

@@ -50,6 +50,9 @@ LARGE = 2048 * 2048
 PROBE = 512
 """Side in pixels of the image that the need of memory is estimated from."""
 
+COMPARED = ("exact", "sdpa", "native")
+"""The entries of a timing session against which the report shows speed-ups."""
+
 IMAGE_BYTES = 160
 """Memory that a pixel of the clean image takes outside of the model while outputs are compared [measured]."""
 
@@ -256,14 +259,15 @@ class Worker:
         pair = self._add_twin(entries)
         self.tell_start(jobs, expected_s(entries.values(), timing))
         try:
-            noise = run_rounds(entries, timing, clock, pair, self.request["seed"])
+            noise = run_rounds(entries, timing, clock, pair, self.request["seed"], COMPARED)
         except Exception as error:  # no cell of the session has the rounds that its ratios need
             for job in jobs:
                 self.fail(job, error)
             return
         for job in jobs:
-            entry = entries[names[job.cell.key]]
-            self.save(job, self._latency(entry, entries), started, instability(entry.samples_ms, noise))
+            name = names[job.cell.key]
+            unstable = instability(name, entries, noise, COMPARED)
+            self.save(job, self._latency(entries[name], entries), started, unstable)
 
     def _warm_process(self) -> None:
         """Read the image, start threads and libraries: else whichever attention comes first would pay for them."""

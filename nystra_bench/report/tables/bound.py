@@ -7,7 +7,8 @@ import math
 import pandas as pd
 
 from nystra_bench.report.base import Table
-from nystra_bench.report.columns import EMPTY, Column, ReadableTable, TableCell, readable_table
+from nystra_bench.report.column import Column
+from nystra_bench.report.columns import EMPTY, ReadableTable, TableCell, readable_table
 from nystra_bench.report.frame import COLUMNS, ReportData
 from nystra_bench.report.wording import count
 
