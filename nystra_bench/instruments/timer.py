@@ -13,7 +13,7 @@ import torch
 from nystra_bench.instruments.statistics import Ratio, median_interval, paired_ratio
 
 UNCERTAIN = 0.10
-"""Half the width of a bootstrap interval over its median, above which a timing is called unstable."""
+"""Half the width of an interval over its median, above which a timing is called unstable."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,15 @@ class Timing:
 
     Args:
         rounds: how often everything is measured.
-        min_rounds: what is measured even when ``budget_s`` is spent.
+        min_rounds: what is measured even when ``budget_s`` is spent. Nine are the fewest whose interval leaves out the
+            largest and the smallest sample: with six to eight it is the range, which one disturbed round makes wide.
         budget_s: seconds of rounds after which no further round starts.
         warmup_s: seconds for which each entry runs before any is timed, and at least once.
         min_sample_ms: a sample repeats a shorter call until it lasts that long, and holds the mean of the calls.
     """
 
     rounds: int = 20
-    min_rounds: int = 7
+    min_rounds: int = 9
     budget_s: float = 40.0
     warmup_s: float = 0.5
     min_sample_ms: float = 100.0
@@ -95,17 +96,27 @@ def expected_s(entries: Iterable[Entry], timing: Timing) -> float:
     return max(2 * timing.min_rounds * a_round, 2 * (timing.budget_s + a_round))
 
 
-def run_rounds(entries: dict[str, Entry], timing: Timing, clock: Clock, pair: tuple[str, str], seed: int) -> Ratio:
+def run_rounds(
+    entries: dict[str, Entry],
+    timing: Timing,
+    clock: Clock,
+    pair: tuple[str, str],
+    seed: int,
+    references: Iterable[str] = (),
+) -> Ratio:
     """Fill the samples of all entries; returns the A/A interval of ``pair``, two entries of the same thing.
 
     When a timing is unstable after the planned rounds, as many again are made: an interval of 95 % misses by chance,
     too, and more samples tell chance from a disturbed machine. It is looked at only then: to stop at the first round
     that pleases would make the noise floor look better than it is.
+
+    Args:
+        references: names of entries; the ratio of each to every entry is to be known well, see ``instability``.
     """
     rng = random.Random(seed)
     _rounds(entries, timing, clock, rng)
-    noise = _self_ratio(entries, pair)
-    if any(instability(entry.samples_ms, noise) for entry in entries.values()):
+    noise, compared = _self_ratio(entries, pair), list(references)
+    if any(instability(name, entries, noise, compared) for name in entries):
         _rounds(entries, timing, clock, rng)
     return _self_ratio(entries, pair)
 
@@ -137,17 +148,31 @@ def _self_ratio(entries: dict[str, Entry], pair: tuple[str, str]) -> Ratio:
     return paired_ratio(first, second)
 
 
-def instability(samples_ms: list[float], noise: Ratio) -> str | None:
-    """Why a timing is not to be trusted, as one clause; None where it is.
+def instability(name: str, entries: dict[str, Entry], noise: Ratio, references: Iterable[str] = ()) -> str | None:
+    """Why the timing of an entry is not to be trusted, as one clause; None where it is.
 
     What counts is how well the numbers that are shown are known, the median and the ratios; the spread of single
     samples is shown beside the median, and more rounds make up for it.
+
+    Args:
+        name: of the entry.
+        noise: the A/A interval of the session.
+        references: names of the entries against which a ratio is shown; those that did not run are passed over.
     """
     if not noise.contains(1.0):
-        return f"exact against itself came out at {noise.low:.3f} to {noise.high:.3f}, which excludes 1"
+        return f"exact against itself came out at {_interval(noise)}, which excludes 1"
     if noise.uncertainty > UNCERTAIN:
-        return f"exact against itself is only known to be within {noise.low:.3f} to {noise.high:.3f}"
-    uncertainty = median_interval(samples_ms).uncertainty
-    if uncertainty > UNCERTAIN:
-        return f"the median is only known to within {100 * uncertainty:.0f} %"
+        return f"exact against itself is only known to be within {_interval(noise)}"
+    samples = entries[name].samples_ms
+    shown = {"the median": median_interval(samples)}
+    for reference in references:
+        if reference in entries:
+            shown[f"the ratio to {reference}"] = paired_ratio(entries[reference].samples_ms, samples)
+    what, known = max(shown.items(), key=lambda item: item[1].uncertainty)
+    if known.uncertainty > UNCERTAIN:
+        return f"{what} is only known to within ±{100 * known.uncertainty:.0f} %"
     return None
+
+
+def _interval(estimate: Ratio) -> str:
+    return f"{estimate.low:.3f} to {estimate.high:.3f} ({100 * estimate.level:.1f} % interval)"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nystra_bench.configuration import instantiate
-from nystra_bench.instruments.statistics import Ratio, interquartile_range, paired_ratio
+from nystra_bench.instruments.statistics import ENOUGH, LEVEL, Ratio, interquartile_range, paired_ratio
 from nystra_bench.measure.base import AXES, Circumstances, Measured, Measurement, number
 from nystra_bench.report.column import Column
 from nystra_bench.sweep.cell import canonical_json
@@ -38,8 +38,9 @@ RATIOS = [f"speedup_vs_{reference}" for reference in AGAINST]
 
 def _speedup(against: str, what: str) -> Column:
     meaning = (
-        f"How many times as fast as {what}: median over rounds of the paired ratio of latencies in one session, with "
-        "its 95 % interval. Above 1 is faster; ≈1 where the interval contains 1. Read it with the deviation."
+        f"How many times as fast as {what}: median over rounds of the paired ratio of latencies in one session, and in "
+        f"brackets its {100 * LEVEL:g} % interval (of fewer than {ENOUGH} rounds the range, whose level is told with "
+        "the noise floor). Above 1 is faster; ≈1 where the interval contains 1. Read it with the deviation."
     )
     return Column(f"speedup_vs_{against}", f"speed-up vs {against}", meaning, 2)
 
@@ -58,12 +59,12 @@ class Latency(Measurement):
         Column("setup_ms", "set-up (ms)", "Time for what the method makes once a layer and window size and keeps: "
                "factors of the position bias, say. It is part of the first call, and in no other number.", 1),
         *(_speedup(against, what) for against, what in AGAINST.items()),
-        *(Column(f"{name}_{end}", f"{name}, {end}", f"The {end} end of its 95 % interval.", 3)
+        *(Column(f"{name}_{end}", f"{name}, {end}", f"The {end} end of its interval.", 3)
           for name in RATIOS for end in ("low", "high")),
         Column("floor_ms", "no attention (ms)", "Latency of the same model without any attention, in the same "
                "session.", 1),
-        Column("noise_low", "A/A low", "Lower end of the 95 % interval of exact attention against itself.", 3),
-        Column("noise_high", "A/A high", "Upper end of the 95 % interval of exact attention against itself.", 3),
+        Column("noise_low", "A/A low", "Lower end of the interval of exact attention against itself.", 3),
+        Column("noise_high", "A/A high", "Upper end of the interval of exact attention against itself.", 3),
     )  # fmt: skip
     row_columns = ("session", "entry", "round", "ms")
 
@@ -159,7 +160,7 @@ class TimedSession:
         self.bench.tell_start(jobs, expected_s(entries.values(), self.timing))
         try:
             broken = self._settle(entries)
-            noise = run_rounds(entries, self.timing, self.clock, pair, self.bench.request["seed"])
+            noise = run_rounds(entries, self.timing, self.clock, pair, self.bench.request["seed"], AGAINST)
         except Exception as error:  # no cell of the session has the rounds that its ratios need
             self._fail(jobs, error)
             return
@@ -167,7 +168,7 @@ class TimedSession:
             name = self.names[job.cell.key]
             reason = broken.get(name)
             status = "nonfinite" if reason else "unstable"
-            reason = reason or instability(entries[name].samples_ms, noise)
+            reason = reason or instability(name, entries, noise, AGAINST)
             value = self._value(entries[name], entries)
             self.bench.save(job, Measured(value, status if reason else "done", reason), started)
 

@@ -59,7 +59,8 @@ _KNOWN = [
     Column("dtype", "dtype", "Precision of the computation."),
     Column("kernel", "kernel", "Which of PyTorch's kernels computed the attention, where it has the choice."),
     Column("measure_parameters", "measured", "Parameters of the measurements that have any."),
-    Column("status", "status", "The worst of the row's measures: done, skipped, unstable, missing or a failure."),
+    Column("status", "status", "The worst of the row's measures: done, skipped, unstable, nonfinite (NaN or "
+           "infinite outputs), missing or a failure."),
     Column("reason", "reason", "Why a row is not done."),
 ]  # fmt: skip
 _BY_NAME = {column.name: column for column in _KNOWN}
@@ -133,7 +134,7 @@ def ratio(row: pd.Series, column: Column) -> TableCell:
     if low <= 1 <= high:
         return TableCell(f"≈1 ({interval})", value, "unsure", "Not distinguishable from 1: the interval contains it.")
     text = f"{number(value, column.digits)} ({interval})"
-    return TableCell(text, value, "number", "Bootstrap 95 % interval in brackets.")
+    return TableCell(text, value, "number", "In brackets the interval of the median over rounds.")
 
 
 IDENTIFYING = ["model", "window", "bias", "task", "task_parameters", "dataset", "device", "dtype", "images"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from nystra_bench.instruments.statistics import ENOUGH, LEVEL, interval_rank
 from nystra_bench.report.columns import number
 from nystra_bench.report.frame import GROUP, SEVERITY, ReportData, TimingSession
 from nystra_bench.words import FLOOR, FUSED, ORIGINAL, REFERENCES, RELEASED
@@ -19,10 +20,12 @@ ORIGINALS = (
 )
 TIMING = (
     "All attentions of a session run in one process, once in each round and in random order, after a warm-up; the "
-    "latency is the median over rounds. A speed-up is the median of the ratios within a round, with a bootstrap 95 % "
-    "interval, and is written ≈1 where that interval contains 1. Two references are always timed: exact (separate "
-    "operations) and sdpa (PyTorch's fused exact attention); identity (no attention at all) is the floor that no "
-    "replacement can beat, and native is the model as released."
+    "latency is the median over rounds. A speed-up is the median of the ratios within a round, and is written ≈1 where "
+    "its interval contains 1. The interval reaches from one of the ratios to another, as far from the smallest as from "
+    f"the largest, and holds the true median with a probability of at least {100 * LEVEL:g} %, whatever the "
+    f"distribution (sign test); of fewer than {ENOUGH} rounds it is the range, whose level is lower and told. Two "
+    "references are always timed: exact (separate operations) and sdpa (PyTorch's fused exact attention); identity (no "
+    "attention at all) is the floor that no replacement can beat, and native is the model as released."
 )
 
 
@@ -71,11 +74,14 @@ def noise(data: ReportData, session: TimingSession) -> str:
     if session.noise is None:
         return f"{where}: exact attention was not timed twice, so the noise floor is unknown."
     low, high = number(session.noise.low, 3), number(session.noise.high, 3)
-    ratio = number(session.noise.median, 3)
-    said = f"{where}: exact attention against itself gives {ratio} (95 % interval {low}–{high})"
+    ratio, level = number(session.noise.median, 3), 100 * session.noise.level
+    said = f"{where}: exact attention against itself gives {ratio} ({level:.1f} % interval {low}–{high})"
     if session.noise.contains(1):
         return f"{said}; differences of this size are noise."
-    return f"{said}, which excludes 1: the machine was not steady, and these timings are not to be trusted."
+    return (
+        f"{said}, which excludes 1. On a steady machine that happens by chance at most {100 - level:.1f} times in 100: "
+        "these timings are not to be trusted."
+    )
 
 
 def noise_lines(data: ReportData) -> list[str]:
@@ -95,7 +101,8 @@ def conventions(data: ReportData) -> list[str]:
 def overview(data: ReportData) -> str:
     """How much was planned, and what became of it."""
     counts = data.frame["status"].value_counts()
-    statuses = ", ".join(f"{counts[status]} {status}" for status in SEVERITY if status in counts)
+    known = [*SEVERITY, *counts.index.difference(SEVERITY)]
+    statuses = ", ".join(f"{counts[status]} {status}" for status in known if status in counts)
     groups = data.frame[GROUP].drop_duplicates()
     return (
         f"{len(data.frame)} configurations from {len(data.cells)} measurements ({statuses or 'none'}): "
@@ -128,66 +135,120 @@ def groups(frame: pd.DataFrame, columns: list[str] = GROUP) -> Iterator[tuple[di
 
 
 def _finding(data: ReportData, rows: pd.DataFrame) -> str:
+    """What can be said of the replacements that have a latency, a deviation, or both; the others are counted."""
     replacements = rows[~rows["attention"].isin(REFERENCES)]
-    timed = replacements[replacements["latency_ms"].notna() & replacements["deviation_psnr"].notna()]
-    if timed.empty:
-        return "No replacement has both a latency and a deviation yet."
-    fastest = timed["latency_ms"].idxmin()
-    row = timed.loc[fastest]
-    quality = f", its PSNR {number(row['psnr'], 2)} dB{_psnr_of_original(rows)}" if not pd.isna(row["psnr"]) else ""
-    unstable = " (unstable)" if row["status"] == "unstable" else ""
+    timed, compared = replacements["latency_ms"].notna(), replacements["deviation_psnr"].notna()
+    if (timed & compared).any():
+        left_out = _left_out(int((~(timed & compared)).sum()), "a latency or a deviation")
+        return _cost_and_closeness(data, rows, replacements[timed & compared]) + left_out
+    both = " No replacement has both, so no speed-up is told." if timed.any() and compared.any() else ""
+    said = []
+    if compared.any():
+        said.append(_closeness(data, rows, replacements[compared]) + _left_out(int((~compared).sum()), "a deviation"))
+    if timed.any():
+        said.append(_cost(data, replacements[timed]) + _left_out(int((~timed).sum()), "a latency"))
+    return " ".join(said) + both if said else "No replacement has a latency or a deviation yet."
+
+
+def _left_out(n: int, what: str) -> str:
+    return f" {count(n, 'replacement')} without {what} {'is' if n == 1 else 'are'} left out of this." if n else ""
+
+
+def _closeness(data: ReportData, rows: pd.DataFrame, compared: pd.DataFrame) -> str:
+    """The closest replacement, where no speed is known."""
+    closest = compared["deviation_psnr"].idxmax()
+    row = compared.loc[closest]
+    which = "The closest replacement" if len(compared) > 1 else "The one replacement with a deviation"
     return (
-        f"The fastest replacement is {method_label(data, fastest)} with {number(row['latency_ms'], 1)} ms{unstable}, "
-        f"{_speed(row, ORIGINAL)} and {_speed(row, FUSED)}; its deviation from the exact output is "
-        f"{number(row['deviation_psnr'], 2)} dB{quality}."
-        f"{_closest(data, timed, fastest)}{_without_attention(rows, timed)}{_native(data, timed, fastest)}"
+        f"{which} is {method_label(data, closest)}: its deviation from the exact output is "
+        f"{number(row['deviation_psnr'], 2)} dB{_quality(row, rows)}.{_without_attention(rows, compared)}"
     )
 
 
-def _psnr_of_original(rows: pd.DataFrame) -> str:
+def _cost(data: ReportData, timed: pd.DataFrame) -> str:
+    """The fastest replacement and the references of its session, where nothing is known of how close it is."""
+    fastest = timed["latency_ms"].idxmin()
+    which = "The fastest replacement" if len(timed) > 1 else "The one replacement with a latency"
+    session = next(session for session in data.sessions if session.name == data.details.at[fastest, "session"])
+    names = {ORIGINAL: "exact attention", FUSED: "sdpa", FLOOR: "no attention (identity)", RELEASED: "the native model"}
+    beside = [f"{names[name]} {number(session.medians[name], 1)} ms" for name in names if name in session.medians]
+    return (
+        f"{which} is {method_label(data, fastest)} with {_latency(timed.loc[fastest])}"
+        f"{'; in the same session take ' + ', '.join(beside) if beside else ''}. No deviation of it was measured, so "
+        "what its speed costs is unknown."
+    )
+
+
+def _cost_and_closeness(data: ReportData, rows: pd.DataFrame, measured: pd.DataFrame) -> str:
+    fastest = measured["latency_ms"].idxmin()
+    row = measured.loc[fastest]
+    level = _level(data, fastest)
+    return (
+        f"The fastest replacement is {method_label(data, fastest)} with {_latency(row)}, "
+        f"{_speed(row, ORIGINAL, level)} and {_speed(row, FUSED, level)}; its deviation from the exact output is "
+        f"{number(row['deviation_psnr'], 2)} dB{_quality(row, rows)}."
+        f"{_closest(data, measured, fastest)}{_without_attention(rows, measured)}{_native(data, measured, fastest)}"
+    )
+
+
+def _latency(row: pd.Series) -> str:
+    return f"{number(row['latency_ms'], 1)} ms" + (" (unstable)" if row["status"] == "unstable" else "")
+
+
+def _quality(row: pd.Series, rows: pd.DataFrame) -> str:
+    """The PSNR against the clean image, beside that of exact attention."""
+    if pd.isna(row["psnr"]):
+        return ""
     original = rows[(rows["attention"] == ORIGINAL) & rows["psnr"].notna()]
-    return "" if original.empty else f" (exact attention: {number(original['psnr'].iloc[0], 2)} dB)"
+    beside = "" if original.empty else f" (exact attention: {number(original['psnr'].iloc[0], 2)} dB)"
+    return f", its PSNR {number(row['psnr'], 2)} dB{beside}"
 
 
-def _speed(row: pd.Series, reference: str) -> str:
+def _level(data: ReportData, row: int) -> str:
+    """The level of a row's intervals: the nominal one, or the lower one that few rounds have."""
+    rounds = next(session.rounds for session in data.sessions if session.name == data.details.at[row, "session"])
+    return f"{100 * min(LEVEL, interval_rank(rounds)[1]):.3g} %"
+
+
+def _speed(row: pd.Series, reference: str, level: str) -> str:
     """How a row compares with a reference, with the interval."""
     value, low, high = (row[f"speedup_vs_{reference}{end}"] for end in ("", "_low", "_high"))
     if pd.isna(value):
         return f"not compared with {reference}"
-    interval = f"(95 % interval {number(low, 2)}–{number(high, 2)})"
+    interval = f"({level} interval {number(low, 2)}–{number(high, 2)})"
     if low <= 1 <= high:
         return f"not distinguishable from {reference} in speed {interval}"
     return f"{number(value, 2)} times as fast as {reference} {interval}"
 
 
-def _closest(data: ReportData, timed: pd.DataFrame, fastest: int) -> str:
-    closest = timed["deviation_psnr"].idxmax()
+def _closest(data: ReportData, measured: pd.DataFrame, fastest: int) -> str:
+    closest = measured["deviation_psnr"].idxmax()
     if closest == fastest:
-        return " It is also the closest to the exact output." if len(timed) > 1 else ""
-    row = timed.loc[closest]
-    return (
-        f" The closest is {method_label(data, closest)}: {number(row['deviation_psnr'], 2)} dB "
-        f"at {number(row['latency_ms'], 1)} ms."
-    )
+        return " It is also the closest to the exact output." if len(measured) > 1 else ""
+    row = measured.loc[closest]
+    return f" The closest is {method_label(data, closest)}: {number(row['deviation_psnr'], 2)} dB at {_latency(row)}."
 
 
-def _without_attention(rows: pd.DataFrame, timed: pd.DataFrame) -> str:
+def _without_attention(rows: pd.DataFrame, compared: pd.DataFrame) -> str:
     """How many replacements are worse than none: what a table of speed-ups alone would hide."""
-    floor = rows[(rows["attention"] == FLOOR) & rows["latency_ms"].notna() & rows["deviation_psnr"].notna()]
+    floor = rows[(rows["attention"] == FLOOR) & rows["deviation_psnr"].notna()]
     if floor.empty:
         return ""
-    deviation = floor["deviation_psnr"].iloc[0]
-    worse = int((timed["deviation_psnr"] < deviation).sum())
-    which = "none of the replacements is" if not worse else f"{worse} of {count(len(timed), 'replacement')} are"
-    which = "every replacement is" if worse == len(timed) else which
+    row = floor.iloc[0]
+    deviation = row["deviation_psnr"]
+    at = "" if pd.isna(row["latency_ms"]) else f" at {number(row['latency_ms'], 1)} ms"
+    worse = int((compared["deviation_psnr"] < deviation).sum())
+    which = f"{worse} of {count(len(compared), 'replacement')} {'is' if worse == 1 else 'are'}"
+    which = "none of the replacements is" if not worse else which
+    which = "every replacement is" if worse == len(compared) else which
     return (
-        f" Without any attention (identity) the deviation is {number(deviation, 2)} dB "
-        f"at {number(floor['latency_ms'].iloc[0], 1)} ms: {which} farther from the original than that."
+        f" Without any attention (identity) the deviation is {number(deviation, 2)} dB{at}: "
+        f"{which} farther from the original than that."
     )
 
 
-def _native(data: ReportData, timed: pd.DataFrame, fastest: int) -> str:
-    native, row = data.details.at[fastest, "native_ms"], timed.loc[fastest]
+def _native(data: ReportData, measured: pd.DataFrame, fastest: int) -> str:
+    native, row = data.details.at[fastest, "native_ms"], measured.loc[fastest]
     if pd.isna(native):
         return ""
     said = f" The native model takes {number(native, 1)} ms in the same session"

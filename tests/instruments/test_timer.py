@@ -1,10 +1,9 @@
 """Timing: what runs when, and what is made of the samples. No test depends on how fast the machine is."""
 
-import numpy as np
 import pytest
 
 from nystra_bench.instruments import timer
-from nystra_bench.instruments.statistics import Ratio, interquartile_range, paired_ratio
+from nystra_bench.instruments.statistics import Ratio
 from nystra_bench.instruments.timer import Entry, Timing, expected_s, instability, run_rounds, warm_up
 
 
@@ -126,48 +125,53 @@ def test_the_silence_that_is_announced_covers_budget_and_least_rounds():
     assert expected_s([entry, entry], Timing(min_rounds=1, budget_s=30)) == pytest.approx(76)
 
 
-# ------------------------------------------------------------------ statistics
+# ------------------------------------------------------------------ stability
 
 
-def test_a_paired_ratio_by_hand():
-    ratio = paired_ratio([10, 40, 90], [10, 20, 30])
-    assert ratio.median == 2
-    assert (ratio.low, ratio.high) == (1, 3)
-    # With three rounds, 7 of 27 resamples have the median 1, as many 3: both are within the outer 2.5 %.
-    alike = paired_ratio([3, 6, 9, 12], [2, 4, 6, 8])
-    assert (alike.median, alike.low, alike.high) == (1.5, 1.5, 1.5)
+def entries(**samples):
+    return {name: Entry(print, print, samples_ms=values) for name, values in samples.items()}
 
 
-def test_pairing_takes_off_the_drift_that_rounds_share():
-    drift = np.linspace(1, 5, 15)
-    ratio = paired_ratio(2 * drift, drift)
-    assert (ratio.low, ratio.high) == pytest.approx((2, 2))
-
-
-def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for trial in range(120):
-        drift = rng.uniform(1, 2, 15)
-        fast, slow = drift * rng.lognormal(0, 0.05, 15), 1.3 * drift * rng.lognormal(0, 0.05, 15)
-        covered += paired_ratio(slow, fast, seed=trial).contains(1.3)
-    assert covered >= 0.88 * 120
-
-
-def test_samples_that_are_no_pairs_are_refused():
-    for a, b in (([1.0], [1.0, 2.0]), ([], [])):
-        with pytest.raises(ValueError, match="paired samples"):
-            paired_ratio(a, b)
-
-
-def test_the_interquartile_range_by_hand():
-    assert interquartile_range([1, 2, 3, 4, 5]) == 2
+QUIET = Ratio(1.0, 0.99, 1.01, 0.96)
+STEADY = [100.0 + n for n in range(9)]
 
 
 def test_reasons_for_calling_a_timing_unstable():
-    quiet = Ratio(1.0, 0.99, 1.01)
-    assert instability([100.0, 101.0, 102.0], quiet) is None
-    assert "excludes 1" in instability([100.0, 101.0, 102.0], Ratio(1.05, 1.02, 1.08))
-    assert "only known" in instability([100.0, 101.0, 102.0], Ratio(1.0, 0.95, 1.3))
-    assert "the median" in instability([100.0, 100.0, 150.0, 150.0], quiet)
-    assert instability([100.0, 130.0] * 40 + [115.0] * 20, quiet) is None
+    steady = entries(a=STEADY)
+    assert instability("a", steady, QUIET) is None
+    excluded = instability("a", steady, Ratio(1.05, 1.02, 1.08, 0.961))
+    assert "1.020 to 1.080 (96.1 % interval), which excludes 1" in excluded
+    assert "only known" in instability("a", steady, Ratio(1.0, 0.95, 1.3, 0.96))
+    assert "the median is only known to within ±17 %" in instability("a", entries(a=[100.0, 150.0, 150.0] * 3), QUIET)
+    assert instability("a", entries(a=[100.0, 130.0] * 35 + [115.0] * 30), QUIET) is None
+
+
+def test_a_ratio_that_is_shown_and_not_known_well_is_named():
+    """Each series alone is steady to ±9 %, but their ratio is not; what did not run is passed over."""
+    rising, falling = [92.0, 94, 96, 98, 100, 102, 104, 106, 108], [108.0, 106, 104, 102, 100, 98, 96, 94, 92]
+    timed = entries(exact=rising, sdpa=falling, a=falling)
+    assert instability("a", timed, QUIET) is None and instability("a", timed, QUIET, ["sdpa", "native"]) is None
+    reason = instability("a", timed, QUIET, ["sdpa", "exact", "native"])
+    assert reason == "the ratio to exact is only known to within ±12 %"
+    assert instability("exact", timed, QUIET, ["exact"]) is None
+
+
+def test_a_ratio_that_is_not_known_well_is_given_as_many_rounds_again():
+    """Every series alone is steady to ±9 %."""
+    rising = [92.0, 94, 96, 98, 100, 102, 104, 106, 108] * 2
+    samples = {"exact": rising, "exact_again": rising, "sdpa": rising[::-1], "a": rising}
+
+    def rounds(*references):
+        script = Script(*samples, times=times(**samples))
+        run_rounds(script.entries, Timing(rounds=9, min_rounds=9), script.clock, PAIR, 0, references)
+        return len(script.entries["a"].samples_ms)
+
+    assert (rounds(), rounds("exact"), rounds("native", "sdpa")) == (9, 18, 18)
+
+
+def test_the_default_number_of_rounds_bears_one_disturbed_round():
+    """And is the least that does: with fewer the interval is the range, and one round makes everything unstable."""
+    least = Timing().min_rounds
+    for rounds, known in ((least, True), (least - 1, False)):
+        disturbed = entries(a=[100.0] * (rounds - 1) + [300.0], exact=[200.0] * rounds)
+        assert (instability("a", disturbed, QUIET, ["exact"]) is None) == known

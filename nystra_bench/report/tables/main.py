@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from nystra_bench.instruments.statistics import ENOUGH, LEVEL
 from nystra_bench.report.base import Table
 from nystra_bench.report.columns import ReadableTable, readable_table
 from nystra_bench.report.frame import ReportData
@@ -39,6 +40,9 @@ class MainTable(Table):
         return known
 
     def notes(self, data: ReportData) -> list[str]:
-        speed = "Speed-ups with a bootstrap 95 % interval; ≈1 where it contains 1; not shown without a deviation."
+        speed = (
+            f"Speed-ups with a {100 * LEVEL:g} % interval (of fewer than {ENOUGH} rounds the range, whose level is "
+            "told with the noise floor); ≈1 where it contains 1; not shown without a deviation."
+        )
         noise = "Noise floor (A/A): " + " ".join(noise_lines(data))
         return [speed, noise, "Metrics: " + " ".join(conventions(data)), ORIGINALS]

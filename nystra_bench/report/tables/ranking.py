@@ -1,114 +1,30 @@
-"""Which approximation is closest to the exact output: a ranking in each setting, and the standings over all of them.
-
-The rules. In a setting (model, window, bias, task, data, device and precision) the methods are ranked by their mean
-deviation PSNR. Two are compared image by image: one wins where the interval of the mean difference excludes 0, a
-percentile bootstrap interval of 95 % over the images, with the same resamples for all methods; else they tie. The ranks
-that a method's ties leave open are those from one more than its losses to the number of methods less its wins. What is
-above a ceiling counts as the ceiling (it is the same output but for rounding), and an output that is not finite as
-infinitely far. With one image there is no interval, and all tie. ``exact``, ``sdpa`` and ``identity`` are references
-and have no rank; every method is compared with ``identity``, since one that is no closer than no attention at all
-approximates nothing.
-"""
+"""The ranking of each setting by closeness to the exact output, and the standings over all; rules in ``contests``."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from nystra_bench.instruments.statistics import LEVEL, RESAMPLES
+from nystra_bench.instruments.statistics import ENOUGH, LEVEL, interval_rank
 from nystra_bench.measure.latency import RATIOS
 from nystra_bench.report.base import Table
-from nystra_bench.report.columns import EMPTY, Column, ReadableTable, TableCell, number, plain, readable_table
+from nystra_bench.report.column import Column
+from nystra_bench.report.columns import EMPTY, ReadableTable, TableCell, number, plain, readable_table
 from nystra_bench.report.frame import GROUP, ReportData
-from nystra_bench.report.wording import count, groups, method_label, short_label
-from nystra_bench.words import FLOOR, FUSED, ORIGINAL, REFERENCES
-
-DEVIATION = "deviation_psnr"
-ENOUGH_IMAGES = 6
-"""Images from which on an interval without assumptions can have a level of 95 %: the range of n values misses
-the median with probability 2^(1 - n)."""
+from nystra_bench.report.tables.contests import DEVIATION, Contest, contests
+from nystra_bench.report.wording import count, method_label, short_label
+from nystra_bench.words import ORIGINAL, REFERENCES
 
 RULES = (
-    "Methods are ranked by their mean deviation PSNR, and compared image by image. "
-    f"One wins where the {100 * LEVEL:g} % interval of the mean difference excludes 0 (percentile bootstrap over the "
-    f"images, {RESAMPLES} resamples, the same for all); else they tie. "
+    "Methods are compared in pairs, image by image, by their deviation PSNR. "
+    f"One wins where the {100 * LEVEL:g} % interval of the median difference excludes 0 (sign test: the interval "
+    "reaches from one of the differences to another, and assumes nothing of their distribution); else they tie. "
+    "Methods stand by their mean, but none above one that wins against it. "
     "In brackets stand the ranks that ties leave open: from one more than the losses to the number of methods less the "
     "wins. "
     "Deviations above {ceiling:g} dB count as that, and outputs that are not finite as infinitely far. "
     "exact, sdpa and identity are references and have no rank."
 )
-
-
-@dataclass(frozen=True)
-class Contest:
-    """The methods of one setting, compared in pairs.
-
-    Attributes:
-        rows: indices in the frame, the closest to the exact output first; ``identity``, without a rank, among them.
-        ranked: positions in ``rows`` of what has a rank.
-        images: how many were compared.
-        difference, low, high: (n, n), dB by which row i is closer than row j, and the interval of it.
-        setting: indices of all rows of the setting, with a deviation or not.
-    """
-
-    rows: list[int]
-    ranked: list[int]
-    images: int
-    difference: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    setting: list[int]
-
-    def results(self, i: int, others: list[int]) -> tuple[int, int, int]:
-        """Wins, ties and losses of a position against others."""
-        others = [j for j in others if j != i]
-        wins, losses = int((self.low[i, others] > 0).sum()), int((self.high[i, others] < 0).sum())
-        return wins, len(others) - wins - losses, losses
-
-    def rank(self, i: int) -> tuple[int, int, int]:
-        """The rank of a position by its mean, and the first and last that its ties leave open."""
-        wins, _, losses = self.results(i, self.ranked)
-        return 1 + int((self.difference[self.ranked, i] > 0).sum()), 1 + losses, len(self.ranked) - wins
-
-
-def contests(data: ReportData, least: int, ceiling: float) -> list[Contest]:
-    """One for each setting with so many approximating methods that have a deviation."""
-    values = data.images[data.images["metric"] == DEVIATION].fillna({"value": -np.inf})
-    found = []
-    for _, members in groups(data.frame):
-        rows = members[members.index.isin(values["row"]) & ~members["attention"].isin((ORIGINAL, FUSED))]
-        if rows.loc[rows["attention"] != FLOOR, "attention"].nunique() >= least:
-            of_rows = values[values["row"].isin(rows.index)]
-            table = of_rows.pivot_table(index="row", columns="image", values="value").dropna(axis=1).clip(upper=ceiling)
-            found.append(_contest(table, rows["attention"] == FLOOR, list(members.index)))
-    return found
-
-
-def _contest(table: pd.DataFrame, unranked: pd.Series, setting: list[int]) -> Contest:
-    """The comparison of rows (n) by their values for each image (n, images)."""
-    order = list(table.mean(axis=1).sort_values(ascending=False, kind="stable").index)
-    values = table.loc[order].to_numpy(float)
-    images = values.shape[1]
-    drawn = np.random.default_rng(0).integers(images, size=(RESAMPLES, images))
-    means = values[:, drawn].mean(-1)
-    ends = (1 - LEVEL) / 2, (1 + LEVEL) / 2
-    # The quantile is one of the values: between infinities there is nothing to interpolate.
-    low, high = np.stack(
-        [np.quantile(_differences(mean, means), ends, axis=-1, method="inverted_cdf") for mean in means], axis=1
-    )
-    if images == 1:
-        low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)
-    difference = _differences(values.mean(-1)[:, None], values.mean(-1))
-    ranked = [i for i, row in enumerate(order) if not unranked[row]]
-    return Contest(order, ranked, images, difference, low, high, setting)
-
-
-def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a - b, 0 where they are equal, infinities included."""
-    with np.errstate(invalid="ignore"):
-        return np.where(a == b, 0.0, a - b)
 
 
 class _OfContests(Table):
@@ -158,13 +74,12 @@ class Standings(_OfContests):
     def table(self, data: ReportData) -> pd.DataFrame:
         sums: dict[tuple[str, str], dict] = {}
         for contest in self.contests(data):
-            floor = [i for i in range(len(contest.rows)) if i not in contest.ranked]
             for i in contest.ranked:
                 row = contest.rows[i]
                 record = data.frame.loc[row, ["attention", "landmarks", "iterations", "parameters"]]
                 key = (record["attention"], record["parameters"])
                 total = sums.setdefault(key, {"method": method_label(data, row), **record, **dict.fromkeys(_COUNTS, 0)})
-                against = *contest.results(i, contest.ranked), *contest.results(i, floor)
+                against = *contest.results(i, contest.ranked), *contest.results(i, contest.floor)
                 counts = 1, int(contest.rank(i)[1] == 1), *against
                 total |= {name: total[name] + n for name, n in zip(_COUNTS, counts, strict=True)}
         columns = ["method", "attention", "landmarks", "iterations", "parameters", *_COUNTS]
@@ -184,19 +99,20 @@ class Standings(_OfContests):
 
 
 _COUNTS = ["settings", "unbeaten", "wins", "ties", "losses", "identity_wins", "identity_ties", "identity_losses"]
-_INTERVAL = "in brackets its 95 % interval over the images"
+_INTERVAL = "median over the images, in brackets its interval"
 _WON = "wins, ties (the interval of the difference contains 0) and losses"
 
 _RANKING = {
     c.name: c
     for c in (
-        Column("rank", "rank", "By the mean deviation PSNR; in brackets the ranks that ties leave open: from one more "
-               "than the losses to the number of methods less the wins. References have none.", 0),
+        Column("rank", "rank", "By the mean deviation PSNR, but never above a method that wins; in brackets the ranks "
+               "that ties leave open: from one more than the losses to the number of methods less the wins. References "
+               "have none.", 0),
         Column("method", "method", "The attention with the parameters that tell it from its fellows."),
-        Column("behind", "behind the closest (dB)", "By how much the closest method's deviation PSNR is higher; "
+        Column("behind", "behind the first (dB)", "By how much the deviation PSNR of the first in rank is higher: "
                f"{_INTERVAL}. ≈0 where the interval contains 0.", 2),
         Column("above_identity", "above no attention (dB)", "By how much the deviation PSNR is higher than that of "
-               f"identity, which has no attention at all; {_INTERVAL}. ≈0 where it contains 0; below 0 the method is "
+               f"identity, which has no attention at all: {_INTERVAL}. ≈0 where it contains 0; below 0 the method is "
                "farther from the original than nothing.", 2),
         Column("psnr_loss", "PSNR loss (dB)", "By how much the PSNR against the clean image is lower than with exact "
                "attention.", 2),
@@ -246,8 +162,7 @@ def _standing(contest: Contest, i: int) -> dict:
     said = {}
     if i in contest.ranked:
         said = dict(zip(_RANKS, (*contest.rank(i), *contest.results(i, contest.ranked)), strict=True))
-    floor = [j for j in range(len(contest.rows)) if j not in contest.ranked]
-    pairs = {"behind": (contest.ranked[0], i), "above_identity": (i, floor[0] if floor else i)}
+    pairs = {"behind": (0, i), "above_identity": (i, next(iter(contest.floor), i))}
     for name, (first, second) in pairs.items():
         if first != second:
             matrices = contest.difference, contest.low, contest.high
@@ -282,14 +197,15 @@ def _own(row: pd.Series, column: Column) -> TableCell:
 
 def _caution(found: list[Contest]) -> str:
     """What few images do to the intervals."""
-    fewest = min((contest.images for contest in found), default=ENOUGH_IMAGES)
-    if fewest >= ENOUGH_IMAGES:
+    fewest = min((contest.images for contest in found), default=ENOUGH)
+    if fewest >= ENOUGH:
         return ""
     if fewest == 1:
         return "With one image there is no interval over images: where there is but one, all methods tie."
+    level = interval_rank(fewest)[1]
     return (
-        f"An interval over {fewest} images has less than its nominal {100 * LEVEL:g} %: with so few, a win says little "
-        "beyond these images."
+        f"An interval over {fewest} images is the range of their differences, with a level of {100 * level:.3g} % "
+        f"instead of {100 * LEVEL:g} %: with so few, a win says little beyond these images."
     )
 
 
