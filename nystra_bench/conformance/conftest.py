@@ -1,0 +1,72 @@
+"""Which options are tested, and what is told of them at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from nystra_bench.configuration import configs_folder
+from nystra_bench.conformance.subjects import CHOICES, Subject, Tested
+
+TESTED = pytest.StashKey[Tested]()
+OUTCOMES = {"passed": "passed", "failed": "failed", "error": "failed", "skipped": "skipped"}
+"""What pytest calls an outcome, and what is told."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--options", metavar="DIR", help="the folder of options to test; default: the project's own")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "choices(*names): the choices whose options the test runs on")
+    given = config.getoption("options", None)
+    config.stash[TESTED] = Tested(Path(given).resolve() if given else configs_folder())
+    sys.path[:0] = map(str, config.stash[TESTED].plugins)
+
+
+@pytest.fixture(scope="session")
+def tested(pytestconfig) -> Tested:
+    """The folder under test."""
+    return pytestconfig.stash[TESTED]
+
+
+def pytest_generate_tests(metafunc):
+    """``subject`` is each option of the module's choice; in test_options each of all, or of the choices it marks."""
+    if "subject" not in metafunc.fixturenames:
+        return
+    choice = metafunc.module.__name__.rpartition("test_")[2]
+    marked = metafunc.definition.get_closest_marker("choices")
+    chosen = marked.args if marked else CHOICES if choice == "options" else (choice,)
+    subjects = [subject for name in chosen for subject in metafunc.config.stash[TESTED].subjects(name)]
+    ids = [str(subject) if len(chosen) > 1 else subject.name for subject in subjects]
+    metafunc.parametrize("subject", subjects, ids=ids, scope="module")
+
+
+def pytest_runtest_setup(item):
+    subject = _subject(item)
+    if subject is not None:
+        item.user_properties.append(("option", str(subject)))
+        if item.path.stem != "test_options":  # which tell it as their own failure
+            subject.require()
+
+
+def _subject(item: pytest.Item) -> Subject | None:
+    return item.callspec.params.get("subject") if hasattr(item, "callspec") else None
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Of a user's folder, one line an option."""
+    if not config.stash[TESTED].plugins:
+        return
+    counted: dict[str, Counter] = defaultdict(Counter)
+    for outcome, said in OUTCOMES.items():
+        for report in terminalreporter.stats.get(outcome, ()):
+            for option in (value for name, value in report.user_properties if name == "option"):
+                counted[option][said] += 1
+    terminalreporter.section("options")
+    for option, counts in sorted(counted.items()):
+        said = ", ".join(f"{counts[word]} {word}" for word in dict.fromkeys(OUTCOMES.values()) if counts[word])
+        terminalreporter.write_line(f"{option}: {said}")
