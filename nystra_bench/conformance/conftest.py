@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict
+from dataclasses import fields
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from nystra_bench.configuration import configs_folder
 from nystra_bench.conformance.subjects import CHOICES, Subject, Tested
+from nystra_bench.conformance.synthetic import CASES, SyntheticStore
+from nystra_bench.report.frame import ReportData, load
 
 TESTED = pytest.StashKey[Tested]()
 OUTCOMES = {"passed": "passed", "failed": "failed", "error": "failed", "skipped": "skipped"}
@@ -31,6 +35,37 @@ def pytest_configure(config):
 def tested(pytestconfig) -> Tested:
     """The folder under test."""
     return pytestconfig.stash[TESTED]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors this small gain nothing from more threads, and lose much where the cores are busy."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", params=CASES)
+def data(request, tmp_path_factory) -> ReportData:
+    """What tables and figures have to bear."""
+    store = SyntheticStore(tmp_path_factory.mktemp("results"))
+    CASES[request.param](store)
+    return load(store.write(), store.sweep)
+
+
+@pytest.fixture
+def unchanged(data):
+    """The data are the same after the test."""
+    frames = [f.name for f in fields(data) if isinstance(getattr(data, f.name), pd.DataFrame)]
+    before = {name: getattr(data, name).copy(deep=True) for name in frames}
+    yield
+    for name in frames:
+        pd.testing.assert_frame_equal(getattr(data, name), before[name])
 
 
 def pytest_generate_tests(metafunc):

@@ -20,7 +20,6 @@ CHOICES = ("attention", "metric", "task", "model", "measure", "table", "figure",
 SETTINGS = ("sweep", "device")
 """Choices whose options are settings alone, without a class."""
 
-
 _COLLECTING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
