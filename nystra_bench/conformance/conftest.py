@@ -25,6 +25,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "absent_too: runs on options, too, whose images or weights are not here")
     config.addinivalue_line("markers", "choices(*names): the choices whose options the test runs on")
     given = config.getoption("options", None)
     config.stash[TESTED] = Tested(Path(given).resolve() if given else configs_folder())
@@ -82,10 +83,14 @@ def pytest_generate_tests(metafunc):
 
 def pytest_runtest_setup(item):
     subject = _subject(item)
-    if subject is not None:
-        item.user_properties.append(("option", str(subject)))
-        if item.path.stem != "test_options":  # which tell it as their own failure
-            subject.require()
+    if subject is None:
+        return
+    item.user_properties.append(("option", str(subject)))
+    if item.path.stem == "test_options":  # these tell faults as their own
+        return
+    subject.require()
+    if subject.absent and not item.get_closest_marker("absent_too"):
+        pytest.skip(subject.absent)
 
 
 def _subject(item: pytest.Item) -> Subject | None:

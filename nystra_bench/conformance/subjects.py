@@ -85,10 +85,13 @@ class Subject:
 
     @cached_property
     def fault(self) -> str | None:
-        """Why nothing can be made of the file, with the option's name; None where it can."""
+        """Why nothing can be made of the file, with the option's name; None where it can.
+
+        Of a model without its weights only the entries are looked at.
+        """
         try:
             self._check_entries()
-            if self.choice not in SETTINGS and self.absent is None:
+            if self.choice not in SETTINGS and not self._lacks_weights():
                 self.make()
         except Exception as error:  # whatever a plug-in's code raises
             return f"{self} cannot be made: {self._told_of(error)}"
@@ -96,7 +99,23 @@ class Subject:
 
     @cached_property
     def absent(self) -> str | None:
-        """Why the weights of a model are not on this machine; None where they are, and of other options."""
+        """Why the weights of a model, or the images of a task, are not on this machine; None where nothing is amiss."""
+        reason = self._lacks_weights()
+        if self.choice == "task":
+            reason = self.make().available()
+        return f"{self}: {reason}" if reason else None
+
+    def require(self) -> None:
+        """End the test where the option cannot be made: as a failure that says why at first, as a skip afterwards."""
+        import pytest  # here, since options are listed where there is no pytest, too
+
+        if self.fault and self._told:
+            pytest.skip(f"{self} cannot be made")
+        if self.fault:
+            self._told = True
+            pytest.fail(self.fault, pytrace=False)
+
+    def _lacks_weights(self) -> str | None:
         if self.choice != "model":
             return None
         from nystra_bench.models.checkpoints import resolve
@@ -108,18 +127,6 @@ class Subject:
         except UserError as error:
             return str(error)
         return None
-
-    def require(self) -> None:
-        """End the test where the option cannot be made: as a failure that says why at first, as a skip afterwards."""
-        import pytest  # here, since options are listed where there is no pytest, too
-
-        if self.fault and self._told:
-            pytest.skip(f"{self} cannot be made")
-        if self.fault:
-            self._told = True
-            pytest.fail(self.fault, pytrace=False)
-        if self.absent:
-            pytest.skip(f"{self}: {self.absent}")
 
     def _check_entries(self) -> None:
         """Hold the entries to the arguments, where these are all that is taken."""

@@ -4,6 +4,7 @@ import pytest
 
 
 def test_it_can_be_made_of_its_entries(subject):
+    """``_target_`` can be imported and takes the entries; a model without its weights is not made."""
     subject.require()
 
 

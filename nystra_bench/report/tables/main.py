@@ -31,5 +31,5 @@ class MainTable(Table):
 
     def notes(self, data: ReportData) -> list[str]:
         speed = "Speed-ups with a bootstrap 95 % interval; ≈1 where it contains 1; not shown without a deviation."
-        noise = "Noise floor (A/A): " + " ".join(noise_lines(data))
-        return [speed, noise, "Metrics: " + " ".join(conventions(data)), ORIGINALS]
+        found = {"Noise floor (A/A)": noise_lines(data), "Metrics": conventions(data)}
+        return [speed, *(f"{what}: {' '.join(lines)}" for what, lines in found.items() if lines), ORIGINALS]
