@@ -58,6 +58,6 @@ def _run(folder: Path, further: list[str]) -> int:
     modules = [HERE / f"test_{name}.py" for name in ("options", *chosen)]
     # Neither the settings nor the cache of a project that the user happens to be in.
     words = ["-c", os.devnull, f"--rootdir={HERE}", "-p", "no:cacheprovider", "--import-mode=importlib"]
-    words += ["--quiet", "--no-header", "--tb=short", "-rfEs", "--disable-warnings", f"--options={folder}"]
+    words += ["--quiet", "--no-header", "--tb=short", "-rN", "--disable-warnings", f"--options={folder}"]
     code = pytest.main([*words, *(str(module) for module in modules if module.is_file()), *further])
     return {pytest.ExitCode.OK: 0, pytest.ExitCode.TESTS_FAILED: 2}.get(code, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import fields
 from pathlib import Path
 
@@ -98,15 +98,27 @@ def _subject(item: pytest.Item) -> Subject | None:
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Of a user's folder, one line an option."""
+    """Of a user's folder, option by option: how many tests ended how, which ones failed, and why some did not run."""
     if not config.stash[TESTED].plugins:
         return
-    counted: dict[str, Counter] = defaultdict(Counter)
+    found: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for outcome, said in OUTCOMES.items():
         for report in terminalreporter.stats.get(outcome, ()):
             for option in (value for name, value in report.user_properties if name == "option"):
-                counted[option][said] += 1
+                found[option][said].append(report)
     terminalreporter.section("options")
-    for option, counts in sorted(counted.items()):
-        said = ", ".join(f"{counts[word]} {word}" for word in dict.fromkeys(OUTCOMES.values()) if counts[word])
-        terminalreporter.write_line(f"{option}: {said}")
+    for option, reports in sorted(found.items()):
+        counts = ", ".join(f"{len(reports[said])} {said}" for said in dict.fromkeys(OUTCOMES.values()) if reports[said])
+        terminalreporter.write_line(f"{option}: {counts}")
+        for line in dict.fromkeys([*map(_failure, reports["failed"]), *map(_reason, reports["skipped"])]):
+            terminalreporter.write_line(f"    {line}")
+
+
+def _failure(report: pytest.TestReport) -> str:
+    """The test that failed, without the numbers of its case."""
+    return f"failed: {report.location[2].partition('[')[0]}"
+
+
+def _reason(report: pytest.TestReport) -> str:
+    _, _, reason = report.longrepr
+    return f"skipped: {reason.removeprefix('Skipped: ')}"
