@@ -1,7 +1,8 @@
 """Slow float64 references of the attentions, written from METHODS section 1 with plain loops, and data for them.
 
 Nothing here calls the project's own attentions. Tensors are as in the contract: q, k, v (B * nW, H, N, d) with q
-already scaled, bias (H, N, N) or None, regions (nW, N) or None; the windows of one image stand together.
+already scaled, bias (H, N, N) or None, regions (nW, N) or None; the windows of one image stand together. Exact
+attention and white noise are those of the conformance tests.
 """
 
 from __future__ import annotations
@@ -12,23 +13,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-MASKED = -100.0
+from nystra_bench.conformance.references import double, exact, exact_matrix, random_qkv, relative_error
 
-
-def relative_error(actual, expected) -> float:
-    """Relative Frobenius norm of the difference, evaluated in float64."""
-    actual, expected = (torch.as_tensor(t, dtype=torch.float64) for t in (actual, expected))
-    return ((actual - expected).norm() / expected.norm()).item()
-
+__all__ = [
+    "exact",
+    "exact_matrix",
+    "grid",
+    "identity",
+    "kernel",
+    "nystra",
+    "pooled",
+    "random_qkv",
+    "relative_error",
+    "smooth_qkv",
+]
 
 # --------------------------------------------------------------------------- data
-
-
-def random_qkv(images_windows, heads, tokens, dim, dim_v=None, seed=0, dtype=torch.float32):
-    """White noise; q comes scaled by 1/sqrt(d)."""
-    generator = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(images_windows, heads, tokens, d, generator=generator) for d in (dim, dim, dim_v or dim))
-    return (q / math.sqrt(dim)).to(dtype), k.to(dtype), v.to(dtype)
 
 
 def smooth_qkv(images_windows, heads, height, width, dim, seed=0):
@@ -45,34 +45,11 @@ def smooth_qkv(images_windows, heads, height, width, dim, seed=0):
     return smooth() / math.sqrt(dim), smooth(), v
 
 
-# --------------------------------------------------------------------------- exact and identity
-
-
-def exact_matrix(q, k, bias=None, regions=None) -> np.ndarray:
-    """softmax(QK^T + B + M), window by window and head by head."""
-    q, k = _double(q), _double(k)
-    count, heads, tokens, _ = q.shape
-    out = np.empty((count, heads, tokens, tokens))
-    for b in range(count):
-        for h in range(heads):
-            logits = q[b, h] @ k[b, h].T
-            if bias is not None:
-                logits = logits + _double(bias)[h]
-            if regions is not None:
-                of_window = np.asarray(regions)[b % len(regions)]
-                for i in range(tokens):
-                    logits[i, of_window != of_window[i]] += MASKED
-            weights = np.exp(logits - logits.max(1, keepdims=True))
-            out[b, h] = weights / weights.sum(1, keepdims=True)
-    return out
-
-
-def exact(q, k, v, bias=None, regions=None) -> np.ndarray:
-    return exact_matrix(q, k, bias, regions) @ _double(v)
+# --------------------------------------------------------------------------- identity
 
 
 def identity(q, k, v) -> np.ndarray:
-    return _double(v)
+    return double(v)
 
 
 # --------------------------------------------------------------------------- PnP-Nystra
@@ -103,7 +80,7 @@ def kernel(x: np.ndarray, guard: float) -> np.ndarray:
 
 def nystra(q, k, v, height, width, landmarks, iterations, init="global", guard=5.0) -> np.ndarray:
     """PnP-Nystra: kernel of pooled landmarks, Razavi's iteration, and the division by the row sums."""
-    q, k, v = _double(q), _double(k), _double(v)
+    q, k, v = double(q), double(k), double(v)
     count, heads = q.shape[:2]
     places = [(b, h) for b in range(count) for h in range(heads)]
     q_marks = {at: pooled(q[at], height, width, landmarks) for at in places}
@@ -122,7 +99,3 @@ def nystra(q, k, v, height, width, landmarks, iterations, init="global", guard=5
         ones = np.ones((k.shape[-2], 1))
         out[at] = (g_l @ (z @ (g_u @ v[at]))) / (g_l @ (z @ (g_u @ ones)) + 1e-12)  # N x N is never needed
     return out
-
-
-def _double(tensor) -> np.ndarray:
-    return np.asarray(torch.as_tensor(tensor).detach().double())

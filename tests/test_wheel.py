@@ -55,3 +55,11 @@ def test_the_wheel_holds_what_the_report_draws_with(site):
     assert list((site / "nystra_bench" / "weights").glob("*.safetensors"))
     choices = {folder.name for folder in (site / "nystra_bench" / "configs").iterdir()}
     assert {"attention", "model", "sweep", "task", "metric"} <= choices
+
+
+def test_the_wheel_tests_plugins(site, tmp_path):
+    (tmp_path / "mine" / "metric").mkdir(parents=True)
+    (tmp_path / "mine" / "metric" / "psnr_y.yaml").write_text("_target_: nystra_bench.metrics.psnr.Psnr\n")
+    tested = run(site, tmp_path, "-m", "nystra_bench.conformance", "mine")
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    assert "metric/psnr_y: 9 passed" in tested.stdout

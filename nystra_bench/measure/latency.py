@@ -66,7 +66,7 @@ class Latency(Measurement):
         Column("noise_low", "A/A low", "Lower end of the interval of exact attention against itself.", 3),
         Column("noise_high", "A/A high", "Upper end of the interval of exact attention against itself.", 3),
     )  # fmt: skip
-    row_columns = ("session", "entry", "round", "ms")
+    row_columns = ("entry", "round", "ms")
 
     def settings(self, known: Circumstances) -> dict:
         machine = {"hardware": known.hardware, "threads": known.threads, "torch": known.torch}

@@ -144,8 +144,8 @@ def readable_table(data: ReportData, frame: pd.DataFrame, names: list[str]) -> R
     """The readable form of a frame: columns without any content are left out, constant ones said once."""
     frame = frame.assign(settings=data.details["settings"])
     columns = [column(name, data) for name in names if name in frame and _says_something(frame[name])]
-    same = {name for name in IDENTIFYING if len(frame) > 1 and frame[name].nunique(dropna=False) == 1}
-    constant = [c for c in columns if c.name in same]
+    same = [c for c in columns if len(frame) > 1 and frame[c.name].nunique(dropna=False) == 1]
+    constant = [c for c in same if c.name in IDENTIFYING]
     shared = "; ".join(f"{c.header} {plain(frame[c.name].iloc[0])}" for c in constant)
     columns = [c for c in columns if c not in constant]
     rows = [[table_cell(row, c) for c in columns] for _, row in frame.iterrows()]

@@ -1,6 +1,8 @@
 """FID and KID against torch-fidelity itself, on an Inception with generated weights."""
 
-import generated_backbones  # the guard before torch-fidelity
+from nystra_bench.conformance import generated_backbones  # the guard before torch-fidelity
+
+# isort: split
 import numpy as np
 import pytest
 import torch

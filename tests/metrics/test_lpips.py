@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-import generated_backbones  # the guard before lpips
+from nystra_bench.conformance import generated_backbones  # the guard before lpips
+
+# isort: split
 import lpips
 import numpy as np
 import pytest

@@ -12,9 +12,9 @@ from hydra.utils import instantiate
 
 from nystra_bench.report import columns, wording
 from nystra_bench.report.build import Part
-from nystra_bench.report.reading import load
 from nystra_bench.report.html.page import render
 from nystra_bench.report.markup import latex, latex_escape, markdown
+from nystra_bench.report.reading import load
 from nystra_bench.report.tables.main import MainTable
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

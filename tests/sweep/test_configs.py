@@ -1,68 +1,29 @@
-"""Every configuration file of the project can be used."""
+"""The project's own configuration files, beyond what the conformance tests hold each of them to."""
 
-import inspect
-from pathlib import Path
+from nystra_bench.cli import Arguments, compose_config
+from nystra_bench.configuration import configs_folder
+from nystra_bench.conformance.command import HERE
+from nystra_bench.conformance.subjects import CHOICES, Tested
+from nystra_bench.sweep.grid import DEFAULTS, Overrides, expand
 
-import pytest
-
-from nystra_bench.cli import compose_config, parse
-from nystra_bench.configuration import Catalogue, configs_folder, instantiate, locate
-from nystra_bench.models import checkpoints
-from nystra_bench.sweep.cell import USUAL_MEASURES
-from nystra_bench.sweep.grid import Overrides, expand
-from nystra_bench.sweep.inspection import answer
-from nystra_bench.sweep.plan import request_of
-
-CATALOGUE = Catalogue([configs_folder()])
-FILES = sorted(configs_folder().glob("*/*.yaml"))
-OPTIONS = {f"{file.parent.name}/{file.stem}": (file.parent.name, file.stem) for file in FILES}
-WITH_TARGET = [name for name, (choice, _) in OPTIONS.items() if choice not in ("sweep", "device")]
+OWN = Tested(configs_folder())
 
 
-def accepted_by(target):
-    """Names of the arguments of a class or function, those of the base classes that take the rest included."""
-    return set(inspect.signature(target).parameters) - {"kwargs", "args"}
+def test_every_file_is_an_option_of_a_known_choice():
+    files = list(configs_folder().glob("*/*.yaml"))
+    assert {file.parent.name for file in files} <= set(CHOICES)
+    assert len(files) == sum(len(OWN.subjects(choice)) for choice in CHOICES)
+    assert all(file.stem == file.stem.lower() for file in files)
 
 
-@pytest.mark.parametrize("name", WITH_TARGET)
-def test_entries_are_the_constructors_arguments(name):
-    choice, option = OPTIONS[name]
-    arguments = accepted_by(locate(CATALOGUE.option(choice, option)["_target_"]))
-    given = set(CATALOGUE.parameters(choice, option))
-    assert given <= arguments
-    if choice in ("attention", "task", "metric", "model"):  # what sweeps vary stands in the file
-        assert given == arguments or choice == "metric"
+def test_the_conformance_tests_find_the_options_that_everything_else_stands_on():
+    assert {"exact", "sdpa", "identity", "nystra"} <= {subject.name for subject in OWN.subjects("attention")}
+    for choice in ("attention", "device", "figure", "measure", "metric", "model", "sweep", "table", "task"):
+        assert OWN.subjects(choice) and (HERE / f"test_{choice}.py").is_file()
 
 
-@pytest.mark.parametrize("name", WITH_TARGET)
-def test_options_can_be_made(name):
-    choice, option = OPTIONS[name]
-    config = CATALOGUE.option(choice, option)
-    if choice == "model":
-        weights = config["weights"]
-        if not weights or not (checkpoints.BUNDLED / f"{weights}.safetensors").exists():
-            pytest.skip("its weights are not bundled")
-    assert instantiate(config) is not None
-
-
-@pytest.mark.parametrize("name", [name for name, (choice, _) in OPTIONS.items() if choice == "device"])
-def test_devices_are_looked_at(name):
-    config = CATALOGUE.option("device", OPTIONS[name][1])
-    request = {"sys_path": [], "models": {}, "tasks": {}, "attentions": {}, "metrics": {}, "uses": [], "tiling": None}
-    facts = answer({**request, "devices": {"it": config}})["devices"]["it"]
-    assert facts["refusal"] or (facts["hardware"] and facts["threads"] >= 1)
-
-
-@pytest.mark.parametrize("name", [name for name, (choice, _) in OPTIONS.items() if choice == "sweep"])
-def test_sweeps_expand_to_cells_that_can_be_asked_about(name):
-    config, catalogue = compose_config(parse([f"+sweep={OPTIONS[name][1]}"]))
-    choices = expand(config["sweep"]["blocks"], Overrides(), catalogue)
-    assert choices
-    request = request_of(choices, {}, catalogue, [])
-    assert request["models"] and request["tasks"] and request["attentions"]
-    assert {choice.measure for choice in choices} in (set(USUAL_MEASURES), {"bound"})
-
-
-def test_all_choices_are_covered():
-    assert {choice for choice, _ in OPTIONS.values()} >= {"attention", "device", "metric", "model", "sweep", "task"}
-    assert all(isinstance(file, Path) and file.stem == file.stem.lower() for file in FILES)
+def test_sweeps_measure_what_is_usual_or_spectra():
+    for subject in OWN.subjects("sweep"):
+        config, catalogue = compose_config(Arguments(sweep=subject.name))
+        combinations = expand(config["sweep"]["blocks"], Overrides(), catalogue)
+        assert {c.measure.name for c in combinations} in (set(DEFAULTS["measure"]), {"bound"})

@@ -44,5 +44,5 @@ class MainTable(Table):
             f"Speed-ups with a {100 * LEVEL:g} % interval (of fewer than {ENOUGH} rounds the range, whose level is "
             "told with the noise floor); ≈1 where it contains 1; not shown without a deviation."
         )
-        noise = "Noise floor (A/A): " + " ".join(noise_lines(data))
-        return [speed, noise, "Metrics: " + " ".join(conventions(data)), ORIGINALS]
+        found = {"Noise floor (A/A)": noise_lines(data), "Metrics": conventions(data)}
+        return [speed, *(f"{what}: {' '.join(lines)}" for what, lines in found.items() if lines), ORIGINALS]

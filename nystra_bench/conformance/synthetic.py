@@ -1,0 +1,180 @@
+"""Small stores made by hand, through the engine's own classes, so that what is read is what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from nystra_bench.sweep.cell import SCHEMA, Cell
+from nystra_bench.sweep.store import Store, write_atomically
+
+DESCRIBE = {
+    "psnr": {"unit": "dB", "higher_is_better": True, "convention": "RGB, whole image, clipped, rounded to 8 bits"},
+    "ssim": {"unit": "", "higher_is_better": True, "convention": "RGB, Gaussian window of 11, whole image"},
+    "deviation_psnr": {"unit": "dB", "higher_is_better": True, "convention": "RGB, whole image, not rounded"},
+}
+NYSTRA = {"guard": 5.0, "init": "global", "iterations": 2, "landmarks": 16}
+COMPANIONS = {
+    "exact": [400.0, 410.0, 390.0, 400.0, 405.0],
+    "exact_again": [401.0, 408.0, 391.0, 399.0, 406.0],
+    "sdpa": [150.0, 152.0, 149.0, 150.0, 151.0],
+    "identity": [60.0, 61.0, 60.0, 60.0, 62.0],
+    "native": [90.0, 91.0, 90.0, 89.0, 90.0],
+}
+
+
+class SyntheticStore:
+    """Writes cells, results and failures as the engine does."""
+
+    nystra, companions = NYSTRA, COMPANIONS
+
+    def __init__(self, results: Path, sweep: str = "demo"):
+        self.results, self.sweep = results, sweep
+        self.store = Store(results / "store")
+        self.cells: list[dict] = []
+
+    def cell(self, measure: str, attention: str, params: dict | None = None, **changes) -> Cell:
+        """A planned cell; ``changes`` replace its fields."""
+        content = {
+            "measure": {"name": measure, "version": "1", "params": {}},
+            "model": {"name": "toy_w8", "weights": "aa" * 32, "version": "1", "native_window": 8},
+            "window": 32,
+            "position_bias": "interpolate",
+            "task": {"name": "denoise", "version": "1", "dataset": "bundled", "params": {"sigma": 25.0, "seed": 0}}
+            | {"data": "bb" * 32},
+            "attention": {"name": attention, "version": "1", "params": params or {}},
+            "device": "cpu",
+            "dtype": "float32",
+            "settings": {} if measure == "quality" else {"hardware": "toy", "threads": 2},
+        }
+        cell = Cell.of(content | changes)
+        uses = {"bias": "folded", "mask": "ignored"}
+        self.cells.append({"key": cell.key, "cell": cell.content, "uses": uses, "status": "planned", "reason": None})
+        return cell
+
+    def skip(self, cell: Cell, reason: str) -> None:
+        self.cells[-1] |= {"status": "skipped", "reason": reason}
+        assert self.cells[-1]["key"] == cell.key
+
+    def quality(self, cell: Cell, images: list[dict], output: np.ndarray | None = None, **about) -> None:
+        """``images``: the metrics of each image; ``output`` (H, W, 3): the restored first image."""
+        value = {
+            "images": [
+                {"id": f"image{n}", "height": 48, "width": 64, "metrics": metrics, "input": {"psnr": 20.0, "ssim": 0.3}}
+                for n, metrics in enumerate(images)
+            ],
+            "describe": DESCRIBE,
+            "unavailable": {"lpips": "no <weights> file"},
+        }
+
+        def attach(folder: Path) -> None:
+            if output is not None:
+                np.savez_compressed(folder / "output.npz", output=output.astype(np.float16), id="image0")
+
+        self._save(cell, value, attach=attach, **about)
+
+    def picture(self, cell: Cell, degraded: np.ndarray, clean: np.ndarray) -> None:
+        """The input and clean image of a cell's task."""
+        self.store.write_arrays(self.store.panel_images(cell, "image0"), input=degraded, clean=clean)
+
+    def latency(self, cell: Cell, samples: list[float], companions: dict, **about) -> None:
+        value = {"samples_ms": samples, "first_ms": 2 * samples[0], "setup_ms": 5.0, "companions": companions}
+        self._save(cell, value | {"height": 48, "width": 64, "batch": 1, "seed": 0}, **about)
+
+    def memory(self, cell: Cell, peak: float = 512.0, gflops: float = 12.5, attention: float = 3.1) -> None:
+        self._save(cell, {"peak_mb": peak, "method": "RSS", "gflops": gflops, "attention_gflops": attention})
+
+    def bound(self, cell: Cell, *layers: dict) -> None:
+        """``layers``: the numbers of each, name -> for each head one for each of two windows."""
+        named = [{"layer": f"blocks.{n}", "windows": [0, 5], "values": values} for n, values in enumerate(layers)]
+        self._save(cell, {"image": "image0", "height": 48, "width": 64, "layers": named})
+
+    def _save(self, cell: Cell, value: dict, **about) -> None:
+        defaults = {"status": "done", "reason": None, "seconds": 1.0, "session": "s1"}
+        self.store.save(cell, value, **(defaults | {"environment": {"cpu": "toy & co"}} | about))
+
+    def fill(self) -> None:
+        """One group with every kind of outcome: infinities, skipped, failed, missing, unstable, and ugly names."""
+        rng = np.random.default_rng(0)
+        clean = rng.random((48, 64, 3)).astype(np.float32)
+
+        def scores(psnr: float, deviation: float) -> list[dict]:
+            return [
+                {"psnr": psnr - 1, "ssim": 0.8, "deviation_psnr": deviation - 2, "deviation_ssim": 0.9, "lpips2": 0.1},
+                {"psnr": psnr + 1, "ssim": 0.9, "deviation_psnr": deviation + 2, "deviation_ssim": 0.9, "lpips2": 0.3},
+            ]
+
+        for name, params, psnr, deviation, samples in [
+            ("exact", {}, 30.0, float("inf"), COMPANIONS["exact"]),
+            ("identity", {}, 22.0, 24.0, COMPANIONS["identity"]),
+            ("nystra", NYSTRA, 28.0, 32.0, [80.0, 82.0, 78.0, 80.0, 81.0]),
+            ("nystra", NYSTRA | {"landmarks": 8}, 27.0, 30.0, [70.0, 71.0, 70.0, 70.0, 72.0]),
+            ("nystra", NYSTRA | {"landmarks": 8, "init": "matrix"}, 27.5, 30.5, [71.0, 71.0, 70.0, 70.0, 72.0]),
+            ("a<b>&|_%", {}, 25.0, 27.0, [400.0, 409.0, 391.0, 401.0, 404.0]),
+        ]:
+            quality = self.cell("quality", name, params)
+            noisy = clean + (0 if name == "exact" else 0.1) * rng.standard_normal(clean.shape)
+            self.quality(quality, scores(psnr, deviation), noisy)
+            self.picture(quality, clean + 0.2 * rng.standard_normal(clean.shape), clean)
+            unstable = {"status": "unstable", "reason": "spread 12 %"} if name == "identity" else {}
+            self.latency(self.cell("latency", name, params), samples, COMPANIONS, **unstable)
+            self.memory(self.cell("memory", name, params))
+            if name == "nystra":
+                self.bound(self.cell("bound", name, params), {"matrix_error": [[0.1, 0.2], [0.3, 0.4]]})
+        self.skip(self.cell("quality", "refuser"), "refuses <windows> | of 32")
+        failing = self.cell("quality", "broken")
+        self.store.fail(failing, "failed", "RuntimeError: no <b>luck</b>", "Traceback…")
+        self.quality(self.cell("quality", "half"), scores(26.0, 28.0))
+        self.cell("latency", "half")
+
+    def write(self) -> Path:
+        """Write the plan; the results folder."""
+        plan = {"schema": SCHEMA, "sweep": self.sweep, "cells": self.cells}
+        write_atomically(self.results / self.sweep / "cells.json", json.dumps(plan))
+        return self.results
+
+
+# --------------------------------------------------------------------------- what reports are drawn from
+
+
+def unmeasured(store: SyntheticStore) -> None:
+    """A planned sweep of which nothing is measured yet."""
+    for measure in ("quality", "latency", "memory", "bound"):
+        store.cell(measure, "exact")
+        store.cell(measure, "nystra", NYSTRA)
+    store.skip(store.cell("quality", "refuser"), "refuses windows of 32")
+
+
+def not_finite(store: SyntheticStore) -> None:
+    """Every number is infinite or not a number in one row or another, and every name is ugly."""
+    model = {"name": "m<&|_%$", "weights": "dd" * 32, "version": "1", "native_window": 8}
+    task = {"name": "t<&|_%", "version": "1", "dataset": r"d<&|_%$\frac{$", "params": {"sigma": 25.0}}
+    about = {"model": model, "task": task | {"data": "cc" * 32}}
+    infinity, nan = float("inf"), float("nan")
+    for name, params, number in [
+        ("exact", {}, infinity),
+        ("identity", {}, -infinity),
+        ("nystra", NYSTRA, nan),
+        ("nystra", NYSTRA | {"landmarks": 8}, infinity),
+        ("a<b>&|_%$", {}, nan),
+        ("b^{}~#\\", {}, -infinity),
+        ("one|number", {}, 30.0),
+    ]:
+        metrics = {"psnr": number, "ssim": number, "deviation_psnr": number, "deviation_ssim": number}
+        output = np.full((8, 8, 3), min(max(number, 0.0), 1.0) if number == number else nan)
+        store.quality(store.cell("quality", name, params, **about), [metrics, metrics | {"psnr": 30.0}], output)
+        store.latency(store.cell("latency", name, params, **about), [10.0, 10.0], {"exact": [10.0, 10.0]})
+        store.memory(store.cell("memory", name, params, **about), nan, infinity, nan)
+        store.bound(store.cell("bound", name, params, **about), {"matrix_error": [[number, 0.5]]})
+
+
+CASES: dict[str, Callable[[SyntheticStore], None]] = {
+    "full": SyntheticStore.fill,
+    "empty": lambda store: None,
+    "unmeasured": unmeasured,
+    "not_finite": not_finite,
+}
+"""What tables and figures have to bear, by name: fills an empty store."""
