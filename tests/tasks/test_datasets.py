@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nystra_bench.errors import UserError
-from nystra_bench.tasks import datasets
 from nystra_bench.tasks.datasets import BUNDLED, central, image_size, motorcycle_depth, pictures, read_image
 from nystra_bench.tasks.denoise import GaussianDenoise
 
@@ -134,40 +133,6 @@ def test_unknown_depths_are_the_farther_of_their_neighbours_in_the_row():
         known = np.flatnonzero(np.isfinite(disparity[y]))
         sides = [depth[y, side] for side in (*known[known < x][-1:], *known[known > x][:1])]
         assert depth[y, x] == max(sides)
-
-
-def test_the_cost_of_a_folder_is_in_proportion_to_its_images(tmp_path, monkeypatch):
-    """Counted in comparisons of names; 20,000 images took a minute once."""
-    compared = 0
-
-    class Name(str):
-        __hash__ = str.__hash__
-
-        def __eq__(self, other):
-            nonlocal compared
-            compared += 1
-            return str.__eq__(self, other)
-
-    class File:
-        def __init__(self, n):
-            self.stem, self.name = Name(f"image{n % 900}"), f"image{n % 900}.{n // 900}"
-
-    monkeypatch.setattr(datasets, "image_files", lambda folder: [File(n) for n in range(1000)])
-    ids = [picture.id for picture in pictures(str(tmp_path))]
-    assert compared < 10 * len(ids)
-    assert len(set(ids)) == 1000
-    assert ids[0] == "image0.0" and ids[500] == "image500" and ids[900] == "image0.1"
-
-
-def test_twenty_thousand_files_of_which_one_is_looked_at(tmp_path):
-    """The others are empty: reading so much as their headers would be an error."""
-    for n in range(20_000):
-        os.close(os.open(tmp_path / f"b{n:05}.png", os.O_CREAT))
-    Image.fromarray(PIXELS).save(tmp_path / "a.png")
-    task = GaussianDenoise(25.0, images=str(tmp_path), limit=1)
-    assert task.sizes() == [(20, 30)]
-    assert [sample.id for sample in task.samples()] == ["a"]
-    assert task.digest() == GaussianDenoise(25.0, images=str(tmp_path / "."), limit=1).digest()
 
 
 def test_names_that_are_no_text_get_ids_that_are(tmp_path):

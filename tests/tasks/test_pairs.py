@@ -1,6 +1,5 @@
 """Pairs of files: every layout of a data set, and every way in which a folder is none."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -404,45 +403,3 @@ def test_the_layout_that_the_documentation_adds_works(tmp_path):
     (sample,) = instantiate(config | {"root": str(tmp_path)}).samples()
     assert sample.id == "img_001"
     np.testing.assert_array_equal(np.round(sample.clean * 255), clean)
-
-
-@pytest.mark.parametrize("pattern", ["{name}", "{name}_*", "x_{name}_*"])
-def test_the_cost_of_a_folder_of_pairs_is_in_proportion_to_its_images(tmp_path, pattern):
-    """Counted in calls, of Python's functions and of C's."""
-
-    def calls(count, length):
-        folder = tmp_path / f"{count} {length}"
-        for side in ("lq", "gt"):
-            (folder / side).mkdir(parents=True)
-        for n in range(count):
-            name = f"{n:0{length}}"
-            (folder / "gt" / f"{name}.png").touch()
-            (folder / "lq" / f"{pattern.format(name=name).replace('*', '7')}.png").touch()
-        made = 0
-
-        def counted(frame, event, argument):
-            nonlocal made
-            made += event in ("call", "c_call")
-
-        task = FolderPairs(str(folder), degraded_name=pattern, limit=1)
-        sys.setprofile(counted)
-        try:
-            (pair,) = task.pairs
-        finally:
-            sys.setprofile(None)
-        assert pair.id.endswith("0" * length) or "*" in pattern
-        return made
-
-    few = calls(50, 10)
-    assert calls(200, 10) < 5 * few
-    assert calls(50, 100) < 11 * few
-
-
-def test_pairs_beyond_the_limit_are_not_read(tmp_path):
-    for side in ("lq", "gt"):
-        save(tmp_path / side / "a.png")
-        (tmp_path / side / "b.png").write_text("no image")
-    task = FolderPairs(str(tmp_path), limit=1)
-    assert task.sizes() == [(20, 30)]
-    assert [sample.id for sample in task.samples()] == ["a"]
-    assert len(task.digest()) == 64
