@@ -157,7 +157,11 @@ class WindowAttention(nn.Module):
         size = size or self.size
         bias = partial(self.position_bias, size) if self.has_position_bias else None
         cache = self.caches.setdefault(self.attention, {}).setdefault(size, Cache())
-        return self.attention(q, k, v, Window(size, size, bias, regions, cache))
+        out = self.attention(q, k, v, Window(size, size, bias, regions, cache))
+        if out.shape != v.shape:  # one of the same size would be taken for the right one
+            given, wanted = tuple(out.shape), tuple(v.shape)
+            raise ValueError(f"{type(self.attention).__name__} gives the shape {given}, not {wanted}")
+        return out
 
     def _apply(self, *args, **kwargs):
         self.caches.clear()

@@ -126,14 +126,23 @@ class ReportData:
             return []
         found: dict[str, TimingSession] = {}
         for row in dict.fromkeys(timed["row"]):
-            group = {column: self.frame.at[row, column] for column in GROUP}
-            name = f"{self.details.at[row, 'latency_session']} {list(group.values())}"
+            group, name = self._group(row), self._session_name(row)
             if name not in found:
                 samples = {e: list(of["ms"]) for e, of in timed[timed["row"] == row].groupby("entry", sort=False)}
                 own = samples.pop("own")
                 medians = {entry: float(np.median(times)) for entry, times in samples.items() if times}
                 found[name] = TimingSession(name, group, len(own), noise_of(samples), medians)
         return list(found.values())
+
+    def session_of(self, row: int) -> TimingSession:
+        """The session that a row with a latency was timed in."""
+        return next(session for session in self.sessions if session.name == self._session_name(row))
+
+    def _group(self, row: int) -> dict[str, Any]:
+        return {column: self.frame.at[row, column] for column in GROUP}
+
+    def _session_name(self, row: int) -> str:
+        return f"{self.details.at[row, 'latency_session']} {list(self._group(row).values())}"
 
     def files(self, measure: str, name: str) -> dict[int, Path]:
         """Row -> the file of this name that a measurement attached to its result, where there is one."""
@@ -147,7 +156,7 @@ class ReportData:
         for row, output in self.files("quality", "output.npz").items():
             with np.load(output, allow_pickle=False) as arrays:
                 image = str(arrays["id"])
-            group = {column: self.frame.at[row, column] for column in GROUP}
+            group = self._group(row)
             source = self.store.panel_images(Cell.of(self.contents[row]), image)
             panel = Panel(group, image, {}, source if source.is_file() else None)
             panel = found.setdefault(f"{list(group.values())} {image}", panel)

@@ -169,7 +169,7 @@ def _cost(data: ReportData, timed: pd.DataFrame) -> str:
     """The fastest replacement and the references of its session, where nothing is known of how close it is."""
     fastest = timed["latency_ms"].idxmin()
     which = "The fastest replacement" if len(timed) > 1 else "The one replacement with a latency"
-    session = next(session for session in data.sessions if session.name == data.details.at[fastest, "latency_session"])
+    session = data.session_of(fastest)
     names = {ORIGINAL: "exact attention", FUSED: "sdpa", FLOOR: "no attention (identity)", RELEASED: "the native model"}
     beside = [f"{names[name]} {number(session.medians[name], 1)} ms" for name in names if name in session.medians]
     return (
@@ -206,7 +206,7 @@ def _quality(row: pd.Series, rows: pd.DataFrame) -> str:
 
 def _level(data: ReportData, row: int) -> str:
     """The level of a row's intervals: the nominal one, or the lower one that few rounds have."""
-    rounds = next(session.rounds for session in data.sessions if session.name == data.details.at[row, "latency_session"])
+    rounds = data.session_of(row).rounds
     return f"{100 * min(LEVEL, interval_rank(rounds)[1]):.3g} %"
 
 

@@ -163,10 +163,11 @@ class Engine:
         }
         progress = Progress({p.cell.key: p.cell.describe() for p in missing})
         runner = SessionRun(self.store, common, self.config["timeout_s"], self.log_file, progress)
+        devices = {p.combination.device.config["_type_"] for p in missing}
         timed = {p.combination.device.config["_type_"] for p in missing if p.combination.measurement.quiet}
         with ExitStack() as locks:
-            for device in sorted(timed):
-                locks.enter_context(device_lock(device))
+            for device in sorted(devices):
+                locks.enter_context(device_lock(device, quiet=device in timed))
             for session in group(missing):
                 runner.run(session)
         progress.close()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -15,7 +16,7 @@ from nystra_bench.sweep.locks import device_lock, results_lock
 HOLDING = """
 import sys, time
 from nystra_bench.sweep.locks import device_lock
-with device_lock(sys.argv[1]):
+with device_lock(sys.argv[1], quiet=sys.argv[2] == "quiet"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -27,16 +28,22 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "locks"
 
 
-@pytest.fixture
-def holder(folder):
-    """Another process that holds the CPU."""
-    command = [sys.executable, "-c", HOLDING, "cpu"]
+@contextmanager
+def another(how):
+    """Another process that holds the CPU, ``quiet`` or ``shared``."""
+    command = [sys.executable, "-c", HOLDING, "cpu", how]
     process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"held\n"
     yield process
     process.kill()
     process.wait()
     process.stdout.close()
+
+
+@pytest.fixture
+def holder(folder):
+    with another("quiet") as process:
+        yield process
 
 
 def refusal(manager):
@@ -47,40 +54,40 @@ def refusal(manager):
 
 
 def test_a_second_process_is_told_the_device_and_who_has_it_until_that_one_is_killed(holder):
-    assert refusal(device_lock("cpu")) == (
-        f"device=cpu is being timed by another run (process {holder.pid}): wait for its end, or give measure=quality, "
-        "which shares the device"
+    assert refusal(device_lock("cpu", True)) == (
+        "device=cpu is in use by another run, and timings need it to themselves "
+        f"(process {holder.pid}): accepted is to wait for its end"
     )
-    with device_lock("cuda"):
+    with device_lock("cuda", True):
         pass
-    assert str(holder.pid) in refusal(device_lock("cpu"))  # asking changes nothing
+    assert str(holder.pid) in refusal(device_lock("cpu", True))  # asking changes nothing
     holder.kill()
     holder.wait()
-    with device_lock("cpu"):
-        assert f"process {os.getpid()}" in refusal(device_lock("cpu"))
+    with device_lock("cpu", True):
+        assert f"process {os.getpid()}" in refusal(device_lock("cpu", True))
 
 
 def test_the_lock_is_free_after_an_error(folder):
-    with pytest.raises(ArithmeticError), device_lock("cpu"):
+    with pytest.raises(ArithmeticError), device_lock("cpu", True):
         raise ArithmeticError
-    with device_lock("cpu"):
+    with device_lock("cpu", True):
         pass
 
 
 def test_a_holder_that_does_not_tell_its_id(folder):
-    with device_lock("cpu"):
-        (folder / "nystra_bench-cpu.lock.holder").unlink()
-        assert "a process that does not tell its id" in refusal(device_lock("cpu"))
+    with device_lock("cpu", True):
+        (folder / "nystra_bench-cpu-0.lock.holder").unlink()
+        assert "a process that does not tell its id" in refusal(device_lock("cpu", True))
 
 
 def test_all_users_may_lock(folder):
     before = os.umask(0o077)
     try:
-        with device_lock("cpu"):
+        with device_lock("cpu", True):
             pass
     finally:
         os.umask(before)
-    assert (folder / "nystra_bench-cpu.lock").stat().st_mode & 0o777 == 0o666
+    assert (folder / "nystra_bench-cpu-0.lock").stat().st_mode & 0o777 == 0o666
 
 
 def test_the_usual_place_is_one_for_all_users_and_jobs(monkeypatch, tmp_path):
@@ -94,7 +101,7 @@ def test_the_usual_place_is_one_for_all_users_and_jobs(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda file: device_lock("cpu"), "NYSTRA_BENCH_LOCKS="),
+        (lambda file: device_lock("cpu", True), "NYSTRA_BENCH_LOCKS="),
         (lambda file: results_lock(file / "store"), "results="),
     ],
 )
@@ -108,15 +115,29 @@ def test_a_place_that_cannot_be_used(tmp_path, monkeypatch, make, name):
     assert file.read_text() == "kept"
 
 
-@pytest.mark.parametrize("measure", ["latency", "memory"])
-def test_a_run_that_is_timed_gives_way_to_another(bench, looked_at_here, holder, measure):
-    outcome = bench(f"measure={measure}")
+@pytest.mark.parametrize("measure", ["latency", "quality"])
+def test_a_device_that_is_being_timed_is_left_alone(bench, looked_at_here, holder, measure):
+    outcome = bench(f"measure={measure}", "metrics=[psnr]")
     assert outcome.code == 1
     assert "device=cpu" in outcome.sentence
     assert str(holder.pid) in outcome.sentence
     assert not bench.stored() and not bench.stored("failure")
 
 
-def test_a_run_that_is_not_timed_shares_the_device(bench, looked_at_here, holder):
-    assert bench("measure=quality", "attention=exact", "position_bias=native", "figures=[]").code == 0
-    assert len(bench.stored()) == 1
+def test_runs_that_do_not_time_share_the_device_and_hold_off_one_that_does(bench, looked_at_here, folder):
+    with another("shared") as other:
+        assert str(other.pid) in refusal(device_lock("cpu", True))
+        assert bench("measure=quality", "attention=exact", "position_bias=native", "figures=[]").code == 0
+        assert len(bench.stored()) == 1
+        assert "need it to themselves" in bench("measure=latency", "attention=exact").sentence
+    with device_lock("cpu", True):
+        pass
+
+
+def test_places_are_taken_one_by_one(folder):
+    with ExitStack() as stack:
+        for _ in range(locks.PLACES):
+            stack.enter_context(device_lock("cpu", False))
+        refusal(device_lock("cpu", False))
+    with device_lock("cpu", False):
+        pass
