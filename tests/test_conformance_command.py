@@ -15,64 +15,10 @@ from nystra_bench.conformance.command import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GOOD = {
-    "my_attention.py": '''
-from nystra_bench.attention.base import Attention
+FILE = re.compile(r"^```\w+\n# (\S+\.(?:py|yaml))\n(.*?)^```$", re.M | re.S)
+"""A block of the documentation that begins with the name of a file."""
 
-
-class MeanAttention(Attention):
-    """Every token gets a share of the mean of all values."""
-
-    def __init__(self, share: float = 1.0):
-        super().__init__()
-        self.share = share
-
-    def forward(self, q, k, v, window):
-        return (self.share * v.mean(-2, keepdim=True)).expand_as(v)
-
-    def matrix(self, q, k, window):
-        n = q.shape[-2]
-        return q.new_full((*q.shape[:2], n, n), self.share / n)
-
-    def flops(self, windows, heads, tokens, dim, dim_v):
-        return 0
-''',
-    "attention/mean.yaml": "_target_: my_attention.MeanAttention\nshare: 1.0\n",
-    "my_metric.py": '''
-from nystra_bench.metrics.base import Metric
-
-
-class MeanError(Metric):
-    """Mean absolute difference, in 8-bit steps."""
-
-    unit, higher_is_better = "levels", False
-
-    def compare(self, output, target):
-        return 255 * abs(output - target).mean()
-''',
-    "metric/mean_error.yaml": "_target_: my_metric.MeanError\nagainst: truth\nconvention: null\n",
-    "my_task.py": '''
-import numpy as np
-
-from nystra_bench.tasks.base import SyntheticTask
-
-
-class Darken(SyntheticTask):
-    """Photographs that are too dark, each by a factor of its own."""
-
-    seeded_as = "darken"
-
-    def __init__(self, least=0.3, images="bundled", limit=None, crop=None, seed=0):
-        super().__init__(images, limit, crop, seed)
-        self.least = least
-
-    def degrade(self, clean, rng, depth=None):
-        return clean * np.float32(rng.uniform(self.least, 1))
-
-    def identity(self):
-        return {"least": self.least, **super().identity()}
-''',
-    "task/darken.yaml": "_target_: my_task.Darken\nleast: 0.3\nimages: bundled\nlimit: null\ncrop: null\nseed: 0\n",
+GOOD = dict(FILE.findall((ROOT / "docs" / "ADDING.md").read_text())) | {
     "my_model.py": '''
 import torch
 
@@ -88,37 +34,20 @@ def load(weights):
 ''',
     "model/tiny.yaml": "_target_: my_model.load\nweights: {folder}/tiny.pth\n",
     "model/absent.yaml": "_target_: my_model.load\nweights: {folder}/absent.pth\n",
-    "my_report.py": '''
-from matplotlib.figure import Figure as Drawing
-
-from nystra_bench.report.base import Figure, Table
-
-
-class Deviations(Table):
-    def table(self, data):
-        return data.frame[["attention", "deviation_psnr", "status"]]
-
-
-class Histogram(Figure):
-    def caption(self, data):
-        return "How many configurations have which deviation."
-
-    def draw(self, data):
-        values = data.frame["deviation_psnr"].replace([float("inf"), float("-inf")], float("nan")).dropna()
-        if values.empty:
-            return []
-        drawing = Drawing()
-        drawing.subplots().hist(values)
-        return [("", drawing)]
-''',
-    "table/deviations.yaml": "_target_: my_report.Deviations\ntitle: Mine\ncolumns: [attention, deviation_psnr]\n",
-    "figure/histogram.yaml": "_target_: my_report.Histogram\ntitle: Mine\n",
-    "sweep/darken.yaml": "blocks:\n  - {model: tiny, task: darken, attention: [{name: mean, share: [0.5, 1]}]}\n",
+    "sweep/mine.yaml": "blocks:\n  - {model: tiny, task: {name: darken, least: [0.3, 1]}, attention: my_attention}\n",
 }
+"""The documented plug-ins, and those that it has no example of."""
 
 BAD = GOOD | {
     "bad_attention.py": '''
 from my_attention import MeanAttention
+
+
+class Share(MeanAttention):
+    """A share of the mean of all values."""
+
+    def __init__(self, share: float = 1.0):
+        super().__init__()
 
 
 class WrongShape(MeanAttention):
@@ -142,6 +71,17 @@ class PrefersNoise(MeanError):
 
     higher_is_better = True
 ''',
+    "bad_model.py": '''
+from my_model import load
+
+
+def load_liar(weights):
+    """Tells other windows than it has."""
+    model = load(weights)
+    model.windows = lambda size, height, width: [size + 1]
+    return model
+''',
+    "model/liar.yaml": "_target_: bad_model.load_liar\nweights: {folder}/tiny.pth\n",
     "bad_task.py": '''
 import numpy as np
 from my_task import Darken
@@ -161,7 +101,8 @@ class Limited(Darken):
         return clean / np.float32(1 + len(self.pictures))
 ''',
     "bad_report.py": '''
-from my_report import Deviations, Histogram
+from my_figure import Histogram
+from my_table import Deviations
 
 
 class Unequal(Deviations):
@@ -180,8 +121,8 @@ class Unready(Histogram):
         return super().draw(data)
 ''',
     "broken.py": "def f(:\n    pass\n",
-    "attention/wrong_shape.yaml": "_target_: bad_attention.WrongShape\nshare: 1.0\n",
-    "attention/misspelt.yaml": "_target_: my_attention.MeanAttention\nshare: 1.0\nshares: 2.0\n",
+    "attention/wrong_shape.yaml": "_target_: bad_attention.WrongShape\n",
+    "attention/misspelt.yaml": "_target_: bad_attention.Share\nshare: 1.0\nshares: 2.0\n",
     "attention/syntax.yaml": "_target_: broken.Attention\n",
     "attention/nowhere.yaml": "_target_: my_attention.Missing\n",
     "attention/picky.yaml": "_target_: bad_attention.Picky\n",
@@ -189,9 +130,9 @@ class Unready(Histogram):
     "metric/prefers_noise.yaml": "_target_: bad_metric.PrefersNoise\nagainst: truth\n",
     "task/not_deterministic.yaml": GOOD["task/darken.yaml"].replace("my_task.Darken", "bad_task.NotDeterministic"),
     "task/limited.yaml": GOOD["task/darken.yaml"].replace("my_task.Darken", "bad_task.Limited"),
-    "table/unequal.yaml": GOOD["table/deviations.yaml"].replace("my_report.Deviations", "bad_report.Unequal"),
-    "figure/unready.yaml": GOOD["figure/histogram.yaml"].replace("my_report.Histogram", "bad_report.Unready"),
-    "sweep/unknown.yaml": "blocks:\n  - {model: tiny, task: darken, attention: [meann]}\n",
+    "table/unequal.yaml": GOOD["table/deviations.yaml"].replace("my_table.Deviations", "bad_report.Unequal"),
+    "figure/unready.yaml": GOOD["figure/histogram.yaml"].replace("my_figure.Histogram", "bad_report.Unready"),
+    "sweep/unknown.yaml": "blocks:\n  - {model: tiny, task: darken, attention: [my_atention]}\n",
 }
 
 
@@ -251,6 +192,11 @@ def mixed(tmp_path_factory) -> Outcome:
     return run(write(tmp_path_factory.mktemp("mixed") / "mine", BAD))
 
 
+def test_the_documentation_has_an_example_of_each_kind():
+    kinds = {"attention", "figure", "metric", "table", "task"}
+    assert {name.partition("/")[0] for name in GOOD if name.endswith(".yaml")} == kinds | {"model", "sweep"}
+
+
 def test_a_good_plugin_of_each_kind_passes(mixed):
     assert set(mixed.options) == options_of(BAD), "the folder's own options, and no others"
     for option in options_of(GOOD):
@@ -271,7 +217,7 @@ def test_what_was_not_tested_is_told_with_its_reason(mixed):
     _, *reasons = mixed.options["model/absent"]
     assert len(reasons) == 1
     assert re.match(r"skipped: model/absent: model.weights=\S*/absent.pth is no file", reasons[0])
-    assert "skipped: its result depends on the order of the tokens" in mixed.options["attention/mean"]
+    assert "skipped: its result depends on the order of the tokens" in mixed.options["attention/my_attention"]
 
 
 def test_nothing_is_written_beside_the_tests(mixed):
@@ -284,6 +230,7 @@ def test_nothing_is_written_beside_the_tests(mixed):
         ("attention/wrong_shape", "test_output_has_the_shape_and_dtype_of_v"),
         ("metric/prefers_noise", "test_equal_images_are_best_and_noise_is_worse"),
         ("metric/prefers_noise", "test_making_it_imports_nothing_large"),
+        ("model/liar", "test_the_windows_that_it_tells_are_those_that_are_attended_in"),
         ("task/not_deterministic", "test_samples_are_the_same_whenever_they_are_made"),
         ("task/not_deterministic", "test_samples_are_the_same_in_another_process"),
         ("task/limited", "test_samples_do_not_depend_on_the_limit"),
@@ -301,7 +248,7 @@ def test_a_bad_plugin_fails_in_the_test_of_what_is_bad(mixed, option, test):
 
 def test_the_messages_are_those_of_the_plugins(mixed):
     assert "AssertionError: nothing was measured" in mixed.out
-    assert "attention=meann is unknown (did you mean mean?)" in mixed.out
+    assert "attention=my_atention is unknown (did you mean my_attention?)" in mixed.out
 
 
 @pytest.mark.parametrize(

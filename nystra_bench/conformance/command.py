@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from nystra_bench.conformance.subjects import CHOICES, Tested
+from nystra_bench.conformance.subjects import CHOICES, OptionFolder
 from nystra_bench.errors import UserError
 
 HERE = Path(__file__).parent
@@ -47,7 +47,7 @@ def _folder(argv: list[str]) -> Path:
 
 
 def _run(folder: Path, further: list[str]) -> int:
-    tested = Tested(folder)
+    tested = OptionFolder(folder)
     chosen = [choice for choice in CHOICES if tested.subjects(choice)]
     if not chosen:
         raise UserError(f"DIR={folder} holds no option: accepted is {LAYOUT}")

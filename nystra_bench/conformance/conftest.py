@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 from nystra_bench.configuration import configs_folder
-from nystra_bench.conformance.subjects import CHOICES, Subject, Tested
+from nystra_bench.conformance.subjects import CHOICES, OptionFolder, Subject
 from nystra_bench.conformance.synthetic import CASES, SyntheticStore
 from nystra_bench.report.frame import ReportData
 from nystra_bench.report.reading import load
 
-TESTED = pytest.StashKey[Tested]()
+TESTED = pytest.StashKey[OptionFolder]()
 OUTCOMES = {"passed": "passed", "failed": "failed", "error": "failed", "skipped": "skipped"}
 """What pytest calls an outcome, and what is told."""
 
@@ -29,12 +29,12 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "absent_too: runs on options, too, whose images or weights are not here")
     config.addinivalue_line("markers", "choices(*names): the choices whose options the test runs on")
     given = config.getoption("options", None)
-    config.stash[TESTED] = Tested(Path(given).resolve() if given else configs_folder())
+    config.stash[TESTED] = OptionFolder(Path(given).resolve() if given else configs_folder())
     sys.path[:0] = map(str, config.stash[TESTED].plugins)
 
 
 @pytest.fixture(scope="session")
-def tested(pytestconfig) -> Tested:
+def tested(pytestconfig) -> OptionFolder:
     """The folder under test."""
     return pytestconfig.stash[TESTED]
 

@@ -11,7 +11,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from nystra_bench.conformance.subjects import Subject, Tested
+from nystra_bench.conformance.subjects import OptionFolder, Subject
 from nystra_bench.tasks.base import Sample, Task
 
 COUNT, CROP = 2, 64
@@ -39,7 +39,7 @@ def fingerprint(task: Task) -> str:
 
 
 def main() -> None:
-    tested, names = Tested(Path(sys.argv[1])), sys.argv[2:]
+    tested, names = OptionFolder(Path(sys.argv[1])), sys.argv[2:]
     subjects = [subject for subject in tested.subjects("task") if subject.name in names]
     print(json.dumps({subject.name: fingerprint(small(subject)) for subject in subjects}))
 

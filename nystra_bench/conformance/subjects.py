@@ -23,7 +23,7 @@ SETTINGS = ("sweep", "device")
 _COLLECTING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-class Tested:
+class OptionFolder:
     """A folder of options, found beside the project's own: ``DIR/attention/NAME.yaml`` and so on."""
 
     def __init__(self, folder: Path):
@@ -55,7 +55,7 @@ class Tested:
 class Subject:
     """One option under test, called ``attention/nystra``."""
 
-    def __init__(self, tested: Tested, choice: str, name: str):
+    def __init__(self, tested: OptionFolder, choice: str, name: str):
         self.tested, self.choice, self.name = tested, choice, name
         self._told = False
 

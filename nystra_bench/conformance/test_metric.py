@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from nystra_bench.configuration import locate
-from nystra_bench.conformance import generated_backbones
 from nystra_bench.metrics.base import Metric
 from nystra_bench.metrics.conventions import DEHAZE, RGB8, super_resolution
 from nystra_bench.metrics.fidelity import Fid, Kid
@@ -19,10 +18,10 @@ from nystra_bench.metrics.lpips import Lpips
 MAKE_EACH = """
 import json, sys
 from pathlib import Path
-from nystra_bench.conformance.subjects import Tested
+from nystra_bench.conformance.subjects import OptionFolder
 
 large, seen, found = {"torch", "lpips", "torchvision", "torch_fidelity"}, set(), {}
-for subject in Tested(Path(sys.argv[1])).subjects("metric"):
+for subject in OptionFolder(Path(sys.argv[1])).subjects("metric"):
     subject.fault  # makes it
     found[subject.name] = sorted(large & set(sys.modules) - seen)
     seen |= set(sys.modules)
@@ -31,8 +30,16 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def inception(tmp_path_factory):
-    return str(generated_backbones.write_inception(tmp_path_factory.mktemp("inception") / "inception.pth"))
+def backbones():
+    """What writes the weights of networks; it imports them all."""
+    from nystra_bench.conformance import generated_backbones
+
+    return generated_backbones
+
+
+@pytest.fixture(scope="module")
+def inception(backbones, tmp_path_factory):
+    return str(backbones.write_inception(tmp_path_factory.mktemp("inception") / "inception.pth"))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,8 @@ def ready(subject, request, tmp_path_factory):
         return subject.make(inception=request.getfixturevalue("inception"))
     if isinstance(kind, type) and issubclass(kind, Lpips):
         file = tmp_path_factory.mktemp("backbone") / "features.pth"
-        return subject.make(backbone=str(generated_backbones.write_features(subject.config["net"], file)))
+        backbones = request.getfixturevalue("backbones")
+        return subject.make(backbone=str(backbones.write_features(subject.config["net"], file)))
     return subject.make()
 
 

@@ -3,10 +3,10 @@
 from nystra_bench.cli import Arguments, compose_config
 from nystra_bench.configuration import configs_folder
 from nystra_bench.conformance.command import HERE
-from nystra_bench.conformance.subjects import CHOICES, Tested
+from nystra_bench.conformance.subjects import CHOICES, OptionFolder
 from nystra_bench.sweep.grid import DEFAULTS, Overrides, expand
 
-OWN = Tested(configs_folder())
+OWN = OptionFolder(configs_folder())
 
 
 def test_every_file_is_an_option_of_a_known_choice():
