@@ -11,11 +11,20 @@ from torch import nn
 
 from nystra_bench.configuration import BIAS_MODES, Catalogue, configs_folder, instantiate
 from nystra_bench.errors import UserError, unknown
-from nystra_bench.models.windows import attention_sites, calibrate, named_attention_sites, plug, setup_seconds, unplug
+from nystra_bench.models.windows import (
+    attention_sites,
+    calibrate,
+    forget,
+    named_attention_sites,
+    plug,
+    setup_seconds,
+    unplug,
+)
 
 __all__ = [
     "attention_sites",
     "calibrate",
+    "forget",
     "load_configured",
     "load_model",
     "named_attention_sites",
