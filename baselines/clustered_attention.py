@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from baselines.common import (
-    at_least_float32,
     gaussian_directions,
     one_hot,
     refuses_more_than_tokens,
@@ -14,6 +13,7 @@ from baselines.common import (
 )
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.parameters import check_whole_numbers
+from nystra_bench.attention.precision import at_least_float32
 
 
 class ClusteredAttention(Attention):

@@ -15,11 +15,6 @@ def refuses_more_than_tokens(landmarks: int, height: int, width: int) -> str | N
     return None
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """float16 and bfloat16 in float32: for exponentials, long sums and inverses that half precision cannot hold."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def gaussian_directions(window: Window, count: int, like: Tensor, seed: int, orthogonal: bool = False) -> Tensor:
     """Directions (count, d) of standard normal entries, of the device and dtype of ``like`` (..., d).
 
@@ -29,10 +24,7 @@ def gaussian_directions(window: Window, count: int, like: Tensor, seed: int, ort
     """
     dim = like.shape[-1]
     key = ("gaussian_directions", count, dim, seed, orthogonal, like.device, like.dtype)
-    if key not in window.cache:
-        with torch.inference_mode(False):  # what is kept must serve calls outside of inference_mode, too
-            window.cache[key] = _draw(count, dim, seed, orthogonal).to(like)
-    return window.cache[key]
+    return window.cache.once(key, lambda: _draw(count, dim, seed, orthogonal).to(like))
 
 
 def _draw(count: int, dim: int, seed: int, orthogonal: bool) -> Tensor:

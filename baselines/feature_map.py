@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from baselines.common import at_least_float32
 from nystra_bench.attention.base import Attention, Window
+from nystra_bench.attention.precision import at_least_float32
 
 
 class FeatureMapAttention(Attention):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from baselines.common import at_least_float32
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.pinv import razavi_pinv
+from nystra_bench.attention.precision import at_least_float32
 
 
 class SkyformerAttention(Attention):
@@ -55,13 +55,12 @@ class SkyformerAttention(Attention):
 
     def _places(self, window: Window, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tokens whose queries, and tokens whose keys, are landmarks."""
-        key = ("skyformer", self.landmarks, self.seed, window.tokens, device)
-        if key not in window.cache:
+
+        def make() -> Tensor:
             generator = torch.Generator().manual_seed(self.seed)
-            with torch.inference_mode(False):  # what is kept must serve calls outside of inference_mode, too
-                orders = torch.stack([torch.randperm(window.tokens, generator=generator) for _ in range(2)])
-                window.cache[key] = orders.to(device)
-        queries, keys = window.cache[key]
+            return torch.stack([torch.randperm(window.tokens, generator=generator) for _ in range(2)]).to(device)
+
+        queries, keys = window.cache.once(("places", self.seed, window.tokens, device), make)
         return queries[: -(-self.landmarks // 2)], keys[: self.landmarks // 2]
 
     def _factors(self, q: Tensor, k: Tensor, window: Window) -> tuple[Tensor, Tensor, Tensor]:

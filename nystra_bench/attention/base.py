@@ -8,44 +8,23 @@ windows of one image stand together), H heads. Everything else that an attention
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from nystra_bench.attention.cache import Cache
+
 MASKED = -100.0
 """Logit added between tokens of different regions (Swin, arXiv 2103.14030, official implementation)."""
 
 
-class Cache(dict):
-    """What an attention made once for a layer and window size.
-
-    Attributes:
-        setup_s: seconds that making it took.
-    """
-
-    setup_s = 0.0
-
-    def once(self, name: object, make: Callable):
-        """What ``make`` gave when this name was first asked for."""
-        if name not in self:
-            before, started = self.setup_s, _now()
-            self[name] = make()
-            self.setup_s = before + _now() - started  # with what ``make`` itself asked for
-        return self[name]
-
-
-def _now() -> float:
-    """Seconds, when a GPU has done what it was told until now."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 class Window:
     """Geometry of the windows of one attention call; bias and mask are made only when asked for.
+
+    ``bias``, ``regions`` and ``mask`` make what they give at every call, as published models do; ``kept_bias`` and
+    ``kept_mask`` make it once.
 
     Args:
         height, width: size of a window in tokens.
@@ -53,7 +32,9 @@ class Window:
         regions: makes the region number of each token, (nW, N) int64, or None where nothing is masked. Tokens of
             one window attend to each other only within one region.
         cache: of this attention in the calling layer, for what is computed once a layer (factors of the bias, say);
-            it is emptied when the layer's weights, device, dtype or window change.
+            it is emptied when the layer's weights, device, dtype, window or mode (training, evaluation) change.
+        shared: of this attention for all layers of a map with these regions and of all maps of the same size, for what
+            is derived from the regions alone.
     """
 
     def __init__(
@@ -63,10 +44,12 @@ class Window:
         bias: Callable[[], Tensor] | None = None,
         regions: Callable[[], Tensor | None] | None = None,
         cache: Cache | None = None,
+        shared: Cache | None = None,
     ):
         self.height = height
         self.width = width
         self.cache = Cache() if cache is None else cache
+        self.shared = Cache() if shared is None else shared
         self._bias = bias
         self._regions = regions
 
@@ -78,6 +61,11 @@ class Window:
     @property
     def has_bias(self) -> bool:
         return self._bias is not None
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether the windows may be masked; it does not make the regions."""
+        return self._regions is not None
 
     def bias(self) -> Tensor | None:
         """Position bias (H, N, N), to be added to the logits; None where there is none."""
@@ -91,6 +79,28 @@ class Window:
         """Additive mask (nW, N, N) of 0 and -100; None where every token sees its whole window."""
         regions = self.regions()
         return None if regions is None else region_mask(regions)
+
+    def kept_bias(self, dtype: torch.dtype) -> Tensor | None:
+        """The position bias (H, N, N) of a dtype, made once for a layer; not to be written to.
+
+        Where gradients are recorded it is made at every call, so that they reach the model's parameters.
+        """
+        if self._bias is None:
+            return None
+        if torch.is_grad_enabled():
+            return self._bias().to(dtype)
+        return self.cache.once_for_all(("bias", dtype), lambda: self._bias().to(dtype))
+
+    def kept_mask(self, dtype: torch.dtype) -> Tensor | None:
+        """The mask (nW, N, N) of a dtype, made once for all layers of maps with these regions; not to be written to."""
+        if self._regions is None:
+            return None
+
+        def make() -> Tensor | None:
+            mask = self.mask()
+            return None if mask is None else mask.to(dtype)
+
+        return self.shared.once_for_all(("mask", dtype), make)
 
 
 def region_mask(regions: Tensor) -> Tensor:
@@ -131,10 +141,6 @@ class Attention(nn.Module):
         """What becomes of ``bias`` and ``mask``, in one word each: used, folded or ignored."""
         bias = "folded" if self.folds_bias else "used" if self.uses_bias else "ignored"
         return {"bias": bias, "mask": "used" if self.uses_mask else "ignored"}
-
-    def about(self) -> dict[str, str]:
-        """What is to be recorded of how the method ran on this machine, after it ran: plain JSON."""
-        return {}
 
     calibration_images: int = 0
     """How many images the method wants to see before it is used; a parameter may set it."""
@@ -177,6 +183,13 @@ class Attention(nn.Module):
         """The matrix (B * nW, H, N, N) that the method multiplies v by; for the analysis, not for speed."""
         raise NotImplementedError
 
+    def about(self) -> dict[str, str]:
+        """What is to be recorded beside a result about how the method ran on this machine: plain JSON, {} for nothing.
+
+        It is asked for after calls, and costs them nothing: which kernel PyTorch took, say.
+        """
+        return {}
+
     def refuses(self, height: int, width: int) -> str | None:
         """Why the method cannot work on windows of this size (tokens), as one clause; None where it can."""
         return None
@@ -189,13 +202,11 @@ class Attention(nn.Module):
         raise NotImplementedError
 
 
-def add_bias_and_mask(logits: Tensor, window: Window) -> Tensor:
-    """Logits (B * nW, H, N, N) plus the window's position bias and shift mask."""
-    bias, mask = window.bias(), window.mask()
+def add_bias_and_mask(logits: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+    """Logits (B * nW, H, N, N) plus a position bias (H, N, N) and a shift mask (nW, N, N); None adds nothing."""
     if bias is not None:
         logits = logits + bias.to(logits.dtype)
     if mask is not None:
-        windows = mask.shape[0]
-        per_image = logits.unflatten(0, (-1, windows))
+        per_image = logits.unflatten(0, (-1, len(mask)))
         logits = (per_image + mask.to(logits.dtype)[:, None]).flatten(0, 1)
     return logits

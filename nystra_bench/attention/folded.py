@@ -41,17 +41,17 @@ class FoldedAttention(FusedAttention):
         # The fused CPU kernel wants values as wide as keys.
         width = max(q.shape[-1], dim_v)
         q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
-        return self.attend(q, k, v, None, window.regions())[..., :dim_v]
+        return self.attend(q, k, v, None, window)[..., :dim_v]
 
     def _factors(self, window: Window) -> tuple[Tensor, Tensor]:
         return bias_factors(centred(window.bias()), self.bias_rank)
 
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
-        folded = Window(window.height, window.width, None, window.regions)
+        bias = None
         if window.has_bias:
             f, g = self._factors(window)
-            folded = Window(window.height, window.width, lambda: f @ g.transpose(-2, -1), window.regions)
-        return add_bias_and_mask(q @ k.transpose(-2, -1), folded).softmax(-1)
+            bias = f @ g.transpose(-2, -1)
+        return add_bias_and_mask(q @ k.transpose(-2, -1), bias, window.mask()).softmax(-1)
 
     def flops(self, windows: int, heads: int, tokens: int, dim: int, dim_v: int) -> int:
         width = max(dim + min(self.bias_rank, tokens), dim_v)

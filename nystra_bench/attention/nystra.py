@@ -8,6 +8,7 @@ from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.landmarks import pooled_landmarks, refuses_landmarks
 from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.pinv import INITS, razavi_pinv
+from nystra_bench.attention.precision import at_least_float32
 
 
 class NystraAttention(Attention):
@@ -15,7 +16,8 @@ class NystraAttention(Attention):
 
     With the kernel G = k(QK^T), landmarks Q', K' pooled from Q, K and A = k(Q'K'^T):
     ``out = (k(QK'^T) A^+ k(Q'K^T) V) / (k(QK'^T) A^+ k(Q'K^T) 1 + 1e-12)``. Position bias and shift mask are ignored,
-    as published.
+    as published. Half precision is computed in float32 throughout: row sums exceed float16, and the inverse multiplies
+    rounding errors.
 
     Args:
         landmarks: m, the number of landmarks; published are 8, 16, 32.
@@ -26,6 +28,8 @@ class NystraAttention(Attention):
     Raises:
         ValueError: a parameter is out of its range.
     """
+
+    version = "2"
 
     def __init__(self, landmarks: int = 16, iterations: int = 2, init: str = "global", guard: float = 5.0):
         super().__init__()
@@ -47,7 +51,8 @@ class NystraAttention(Attention):
         return logits.clamp(max=self.guard).exp() + (logits - self.guard).clamp(min=0)
 
     def _factors(self, q: Tensor, k: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-        """k(QK'^T) A^+ of shape (..., N, m), and k(Q'K^T) of shape (..., m, N)."""
+        """k(QK'^T) A^+ of shape (..., N, m), and k(Q'K^T) of shape (..., m, N), in float32 at least."""
+        q, k = at_least_float32(q), at_least_float32(k)
         size = window.height, window.width, self.landmarks
         q_marks, k_marks = pooled_landmarks(q, *size), pooled_landmarks(k, *size)
         inverse = razavi_pinv(self.kernel(q_marks @ k_marks.transpose(-2, -1)), self.iterations, self.init)
@@ -56,11 +61,12 @@ class NystraAttention(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         left, right = self._factors(q, k, window)
-        return (left @ (right @ v)) / (left @ right.sum(-1, keepdim=True) + 1e-12)
+        out = (left @ (right @ at_least_float32(v))) / (left @ right.sum(-1, keepdim=True) + 1e-12)
+        return out.to(v.dtype)
 
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
         left, right = self._factors(q, k, window)
-        return (left @ right) / (left @ right.sum(-1, keepdim=True) + 1e-12)
+        return ((left @ right) / (left @ right.sum(-1, keepdim=True) + 1e-12)).to(q.dtype)
 
     def flops(self, windows: int, heads: int, tokens: int, dim: int, dim_v: int) -> int:
         m, n = self.landmarks, tokens

@@ -193,13 +193,21 @@ class NystraPlusAttention(Attention):
         return window.cache.once("centres", lambda: central_tokens(self.landmarks, *size).to(device))
 
     def _masks(self, window: Window, like: Tensor) -> Masks:
-        regions = window.regions()
-        if regions is None:
-            return Masks(None, None, None)
-        regions = regions.to(like.dtype)
-        clusters = regions.index_select(1, self._centres(window, regions.device))
-        sample = every_other_token(regions[..., None], window.height, window.width)[..., 0] if self.clustering else None
-        return Masks(*(None if x is None else _apart(clusters, x) for x in (regions, sample, clusters)))
+        """Made once for all layers of maps with the same regions."""
+        if not window.has_regions:
+            return NO_MASKS
+
+        def make() -> Masks:
+            regions = window.regions()
+            if regions is None:
+                return NO_MASKS
+            regions = regions.to(like.dtype)
+            clusters = regions.index_select(1, self._centres(window, regions.device))
+            size = window.height, window.width
+            sample = every_other_token(regions[..., None], *size)[..., 0] if self.clustering else None
+            return Masks(*(None if x is None else _apart(clusters, x) for x in (regions, sample, clusters)))
+
+        return window.shared.once(("masks", like.dtype), make)
 
     @torch.no_grad()
     def _clusters(self, k: Tensor, bias: BiasFeatures, masks: Masks, window: Window) -> tuple[Tensor, Tensor]:
@@ -263,6 +271,9 @@ class Masks:
     """(nW, m, n), every other row and column of tokens, where they are clustered first"""
     centres: Tensor | None
     """(nW, m, m), the clusters themselves"""
+
+
+NO_MASKS = Masks(None, None, None)
 
 
 def logits(marks: Tensor, features: Tensor, tokens: Tensor, token_features: Tensor, mask: Tensor | None) -> Tensor:

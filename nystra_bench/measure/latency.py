@@ -141,6 +141,8 @@ class TimedSession:
         # Which entry times a cell: a reference's where it is the same attention, else one of its own.
         references = {canonical_json(config): name for name, config in bench.request["references"].items()}
         self.names = {job.cell.key: references.get(canonical_json(job.config), job.cell.key) for job in jobs}
+        for job in jobs:
+            job.attention = bench.references.get(self.names[job.cell.key], job.attention)
 
     def run(self) -> None:
         from nystra_bench.instruments.timer import expected_s, instability, run_rounds

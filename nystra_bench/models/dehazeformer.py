@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from nystra_bench.models.checkpoints import build, resolve
 from nystra_bench.models.windows import (
     WindowAttention,
+    WindowedModel,
     bias_from_table,
-    merge,
+    in_windows,
+    merge_heads,
     pad_to_multiple,
-    partition,
     reflect_pad,
+    split_heads,
 )
 
 CONVOLUTIONS = ("DWConv", "Conv", "")
@@ -99,20 +101,16 @@ class LogDistanceAttention(WindowAttention):
         return bias_from_table(self.meta(grid.flatten(0, 1)), size)
 
     def resize(self, size: int, position_bias: str) -> None:
-        """Work on windows of another size from now on; the bias is that of the network there, nothing is stretched."""
-        self.has_position_bias = position_bias != "drop"
+        """The bias is the network's for that window, nothing is stretched."""
         if size != self.size:
             # It is only there for the released state dicts; at window 64 it would take 134 MB a layer.
             self._buffers.pop("relative_positions", None)
-            self.size = size
-        self.caches.clear()
+        super().resize(size, position_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B * nW, N, 3 C), the queries, keys and values, -> (B * nW, N, C)."""
-        b, n, c = x.shape
-        q, k, v = x.view(b, n, 3, self.heads, c // 3 // self.heads).permute(2, 0, 3, 1, 4)
-        out = self.attend(q * q.shape[-1] ** -0.5, k, v, None)
-        return out.transpose(1, 2).reshape(b, n, c // 3)
+        q, k, v = split_heads(x, 3, self.heads)
+        return merge_heads(self.attend(q * q.shape[-1] ** -0.5, k, v, None))
 
 
 def _log_distance(offset: Tensor) -> Tensor:
@@ -132,7 +130,7 @@ class Mixer(nn.Module):
     def __init__(self, spec: DehazeFormerSpec, stage: int, attended: bool, shifted: bool):
         super().__init__()
         dim, self.convolution = spec.dims[stage], spec.convolutions[stage]
-        self.size, self.attended, self.shifted = spec.window, attended, shifted
+        self.attended, self.shifted = attended, shifted
         if self.convolution == "Conv":
             self.conv = nn.Sequential(_same(dim, 3), nn.ReLU(), _same(dim, 3))
         elif self.convolution == "DWConv":
@@ -144,11 +142,6 @@ class Mixer(nn.Module):
             self.QK = nn.Conv2d(dim, 2 * dim, 1)
             self.attn = LogDistanceAttention(spec.heads[stage], spec.window)
 
-    def resize(self, size: int, position_bias: str) -> None:
-        self.size = size
-        if self.attended:
-            self.attn.resize(size, position_bias)
-
     def forward(self, x: Tensor) -> Tensor:
         if not self.attended:
             return self.conv(x) if self.convolution == "Conv" else self.proj(self.conv(self.V(x)))
@@ -159,10 +152,11 @@ class Mixer(nn.Module):
     def _attend(self, qkv: Tensor) -> Tensor:
         """(B, 3 C, height, width) -> (B, C, height, width)."""
         height, width = qkv.shape[-2:]
-        shift = self.size // 2 if self.shifted else 0
-        bottom, right = ((-side - shift) % self.size for side in (height, width))
+        size = self.attn.size
+        shift = size // 2 if self.shifted else 0
+        bottom, right = ((-side - shift) % size for side in (height, width))
         padded = reflect_pad(qkv, bottom, right, top=shift, left=shift).permute(0, 2, 3, 1)
-        out = merge(self.attn(partition(padded, self.size)), self.size, *padded.shape[1:3])
+        out = in_windows(padded, size, 0, self.attn)  # shifted by the padding already
         return out[:, shift : shift + height, shift : shift + width].permute(0, 3, 1, 2)
 
 
@@ -259,7 +253,7 @@ class SKFusion(nn.Module):
         return a * weights[:, 0] + b * weights[:, 1]
 
 
-class DehazeFormer(nn.Module):
+class DehazeFormer(WindowedModel):
     """DehazeFormer on images (B, 3, height, width) in [0, 1], of any size from 1 x 1 on.
 
     Returns images of the same size, not clipped. Sizes that are no multiples of 4 are padded by reflection, and every
@@ -304,18 +298,6 @@ class DehazeFormer(nn.Module):
                     fans = sum(nn.init._calculate_fan_in_and_fan_out(layer.weight))
                     nn.init.trunc_normal_(layer.weight, std=gain * math.sqrt(2 / fans))
                     nn.init.zeros_(layer.bias)
-
-    def windows(self, window_size: int, height: int, width: int) -> list[int]:
-        """Sides of the windows that an image of this size is cut into."""
-        return [window_size]
-
-    def resize_windows(self, window_size: int, position_bias: str) -> DehazeFormer:
-        """Work on other windows, in place: the bias network is evaluated there, or left out."""
-        for module in self.modules():
-            if isinstance(module, Mixer):
-                module.resize(window_size, position_bias)
-        self.window_size = window_size
-        return self
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

@@ -6,8 +6,9 @@ The shapes and names of modules follow the released checkpoints, so that these l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +17,19 @@ from torch import Tensor, nn
 from nystra_bench.attention.base import region_mask
 from nystra_bench.models.checkpoints import build, resolve
 from nystra_bench.models.windows import (
+    ShiftedMaps,
     ShiftRegions,
     WindowAttention,
+    WindowedModel,
     bias_from_table,
     convolve,
-    merge,
+    in_windows,
+    merge_heads,
     pad_to_multiple,
-    partition,
     relative_position_index,
     resize_bias_table,
     shift_regions,
+    split_heads,
 )
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
@@ -85,22 +89,17 @@ class ShiftWindowAttention(WindowAttention):
         return bias_from_table(self.relative_position_bias_table, size)
 
     def resize(self, size: int, position_bias: str) -> None:
-        """Work on windows of another size from now on."""
-        self.has_position_bias = position_bias != "drop"
         if size != self.size:
             old = self.relative_position_bias_table
             table = resize_bias_table(old.data, self.size, size)
             self.relative_position_bias_table = nn.Parameter(table, requires_grad=old.requires_grad)
             # The index is only there for the released state dicts; at window 64 it would take 134 MB a layer.
             self._buffers.pop("relative_position_index", None)
-            self.size = size
-        self.caches.clear()
+        super().resize(size, position_bias)
 
-    def forward(self, x: Tensor, regions) -> Tensor:
-        b, n, c = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        out = self.attend(q * self.scale, k, v, regions)
-        return self.proj(out.transpose(1, 2).reshape(b, n, c))
+    def forward(self, x: Tensor, regions: ShiftRegions | None) -> Tensor:
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        return self.proj(merge_heads(self.attend(q * self.scale, k, v, regions)))
 
 
 class Mlp(nn.Module):
@@ -119,7 +118,6 @@ class SwinBlock(nn.Module):
     def __init__(self, dim: int, heads: int, size: int, shifted: bool, mlp_ratio: float, mask_size: int | None):
         super().__init__()
         self.shifted = shifted
-        self.masked = True
         self.norm1 = nn.LayerNorm(dim)
         self.attn = ShiftWindowAttention(dim, heads, size)
         self.norm2 = nn.LayerNorm(dim)
@@ -129,24 +127,11 @@ class SwinBlock(nn.Module):
             mask = region_mask(shift_regions(mask_size, mask_size, size, size // 2))
             self.register_buffer("attn_mask", mask)
 
-    def resize(self, size: int, position_bias: str) -> None:
-        if "attn_mask" in self._buffers:
-            del self.attn_mask
-        self.masked = position_bias != "drop"
-        self.attn.resize(size, position_bias)
-
-    def forward(self, x: Tensor, regions: Callable[[], Tensor]) -> Tensor:
-        height, width = x.shape[1:3]
+    def forward(self, x: Tensor, regions: ShiftRegions) -> Tensor:
         size = self.attn.size
         shift = size // 2 if self.shifted else 0
-        h = self.norm1(x)
-        if shift:
-            h = h.roll((-shift, -shift), (1, 2))
-        h = self.attn(partition(h, size), regions if shift and self.masked else None)
-        h = merge(h, size, height, width)
-        if shift:
-            h = h.roll((shift, shift), (1, 2))
-        x = x + h
+        attend = partial(self.attn, regions=regions if shift else None)
+        x = x + in_windows(self.norm1(x), size, shift, attend)
         return x + self.mlp(self.norm2(x))
 
 
@@ -155,7 +140,7 @@ class ResidualGroup(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor, regions) -> Tensor:
+    def forward(self, x: Tensor, regions: ShiftRegions) -> Tensor:
         for block in self.blocks:
             x = block(x, regions)
         return x
@@ -181,7 +166,7 @@ class ResidualSwinGroup(nn.Module):
         self.residual_group = ResidualGroup(blocks)
         self.conv = _group_convolution(dim, convolutions)
 
-    def forward(self, x: Tensor, regions) -> Tensor:
+    def forward(self, x: Tensor, regions: ShiftRegions) -> Tensor:
         return x + convolve(self.conv, self.residual_group(x, regions))
 
 
@@ -207,7 +192,7 @@ def _pixel_shuffles(scale: int, features: int) -> nn.Sequential:
     return nn.Sequential(*steps)
 
 
-class SwinIR(nn.Module):
+class SwinIR(WindowedModel):
     """SwinIR on images (B, channels, height, width) in [0, 1], of any size from 1 x 1 on.
 
     Returns (B, out_channels, scale * height, scale * width), not clamped.
@@ -227,6 +212,7 @@ class SwinIR(nn.Module):
         self.conv_first = nn.Conv2d(spec.channels, spec.dim, 3, 1, 1)
         self.patch_embed = PatchNorm(spec.dim)
         self.layers = nn.ModuleList(self._group(d, h) for d, h in zip(spec.depths, spec.heads, strict=True))
+        self.maps = ShiftedMaps()
         self.norm = nn.LayerNorm(spec.dim)
         self.conv_after_body = _group_convolution(spec.dim, spec.convolutions)
         self._build_upsampler()
@@ -258,15 +244,10 @@ class SwinIR(nn.Module):
 
     def resize_windows(self, window_size: int, position_bias: str) -> SwinIR:
         """Work on other windows, in place: the bias table is interpolated, or bias and shift mask dropped."""
-        for module in self.modules():
-            if isinstance(module, SwinBlock):
-                module.resize(window_size, position_bias)
-        self.window_size = window_size
-        return self
-
-    def windows(self, window_size: int, height: int, width: int) -> list[int]:
-        """The distinct sides of windows that a model of this window size has on an image of this size."""
-        return [window_size]
+        for block in self.modules():
+            if isinstance(block, SwinBlock):
+                block._buffers.pop("attn_mask", None)
+        return super().resize_windows(window_size, position_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -278,7 +259,7 @@ class SwinIR(nn.Module):
 
     def _body(self, x: Tensor) -> Tensor:
         """The residual groups, on (B, dim, height, width)."""
-        regions = ShiftRegions(x.shape[2], x.shape[3], self.window_size, x.device)
+        regions = self.maps(x.shape[2], x.shape[3], self.window_size, x.device)
         x = self.patch_embed(x.permute(0, 2, 3, 1))
         for layer in self.layers:
             x = layer(x, regions)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,17 @@ from torch import Tensor, nn
 
 from nystra_bench.models.checkpoints import build, resolve
 from nystra_bench.models.windows import (
+    ShiftedMaps,
     ShiftRegions,
     WindowAttention,
+    WindowedModel,
     bias_from_table,
     convolve,
-    merge,
-    partition,
+    in_windows,
+    merge_heads,
     relative_position_index,
     resize_bias_table,
+    split_heads,
 )
 
 SCALES = 4
@@ -95,9 +99,7 @@ class LinearProjection(nn.Module):
         self.to_kv = nn.Linear(dim, 2 * dim, bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        b, n, c = x.shape
-        q = self.to_q(x).view(b, n, self.heads, c // self.heads).transpose(1, 2)
-        k, v = self.to_kv(x).view(b, n, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        (q,), (k, v) = split_heads(self.to_q(x), 1, self.heads), split_heads(self.to_kv(x), 2, self.heads)
         return q, k, v
 
 
@@ -124,13 +126,9 @@ class ConvProjection(nn.Module):
         self.to_v = SeparableConvolution(dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        b, n, c = x.shape
-        side = math.isqrt(n)
-        x = x.view(b, side, side, c)
-        return tuple(
-            project(x).reshape(b, n, self.heads, c // self.heads).transpose(1, 2)
-            for project in (self.to_q, self.to_k, self.to_v)
-        )
+        side = math.isqrt(x.shape[1])
+        maps = (project(x.unflatten(1, (side, side))) for project in (self.to_q, self.to_k, self.to_v))
+        return tuple(split_heads(projected.flatten(1, 2), 1, self.heads)[0] for projected in maps)
 
 
 class LeWinAttention(WindowAttention):
@@ -154,16 +152,9 @@ class LeWinAttention(WindowAttention):
     def position_bias(self, size: int) -> Tensor:
         return bias_from_table(resize_bias_table(self.relative_position_bias_table, self.native, size), size)
 
-    def resize(self, size: int, position_bias: str) -> None:
-        """Work on windows of another size from now on."""
-        self.has_position_bias = position_bias != "drop"
-        self.size = size
-        self.caches.clear()
-
-    def forward(self, x: Tensor, regions, size: int) -> Tensor:
+    def forward(self, x: Tensor, regions: ShiftRegions | None, size: int) -> Tensor:
         q, k, v = self.qkv(x)
-        out = self.attend(q * self.scale, k, v, regions, size)
-        return self.proj(out.transpose(1, 2).reshape(x.shape))
+        return self.proj(merge_heads(self.attend(q * self.scale, k, v, regions, size)))
 
 
 class FeedForward(nn.Module):
@@ -201,10 +192,10 @@ def _mlp(dim: int, spec: UformerSpec) -> nn.Module:
 class Level:
     """What the layers of one resolution share in a forward pass: side of the map, its windows, their regions."""
 
-    def __init__(self, side: int, window: int, device):
+    def __init__(self, side: int, window: int, device: torch.device, maps: ShiftedMaps):
         self.side = side
         self.size = fitting_window(side, window)
-        self.regions = ShiftRegions(side, side, self.size, device)
+        self.regions = maps(side, side, self.size, device)
 
 
 def fitting_window(side: int, window: int) -> int:
@@ -218,16 +209,11 @@ class LeWinBlock(nn.Module):
     def __init__(self, dim: int, heads: int, shifted: bool, modulated: bool, spec: UformerSpec):
         super().__init__()
         self.shifted = shifted
-        self.masked = True
         self.modulator = nn.Embedding(spec.window**2, dim) if modulated else None
         self.norm1 = nn.LayerNorm(dim)
         self.attn = LeWinAttention(dim, heads, spec)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = _mlp(dim, spec)
-
-    def resize(self, size: int, position_bias: str) -> None:
-        self.masked = position_bias != "drop"
-        self.attn.resize(size, position_bias)
 
     def modulation(self, size: int) -> Tensor:
         """The modulator (size * size, C), stretched to the window as the bias table is."""
@@ -243,19 +229,14 @@ class LeWinBlock(nn.Module):
         useful = level.size < level.side or level.size == self.attn.native
         return level.size // 2 if self.shifted and useful else 0
 
-    def forward(self, x: Tensor, level: Level) -> Tensor:
-        size, shift = level.size, self._shift(level)
-        h = self.norm1(x)
-        if shift:
-            h = h.roll((-shift, -shift), (1, 2))
-        h = partition(h, size)
+    def _attend(self, windows: Tensor, level: Level, shift: int) -> Tensor:
         if self.modulator is not None:
-            h = h + self.modulation(size)
-        h = self.attn(h, level.regions if shift and self.masked else None, size)
-        h = merge(h, size, level.side, level.side)
-        if shift:
-            h = h.roll((shift, shift), (1, 2))
-        x = x + h
+            windows = windows + self.modulation(level.size)
+        return self.attn(windows, level.regions if shift else None, level.size)
+
+    def forward(self, x: Tensor, level: Level) -> Tensor:
+        shift = self._shift(level)
+        x = x + in_windows(self.norm1(x), level.size, shift, partial(self._attend, level=level, shift=shift))
         return x + self.mlp(self.norm2(x))
 
 
@@ -286,11 +267,15 @@ class _Resampling(nn.Module):
         return convolve(self.get_submodule(self._name), x)
 
 
-class Uformer(nn.Module):
+class Uformer(WindowedModel):
     """Uformer on images (B, channels, height, width) in [0, 1], of any size from 1 x 1 on.
 
     As the released test scripts do, the image is put in the centre of a black square whose side is a multiple of
     16 windows (128), and cut out of the output. Returns (B, out_channels, height, width), not clamped.
+
+    In other windows bias and modulators are stretched, or bias and shift mask dropped; the parameters stay those of the
+    native window. A map whose side is no multiple of the window gets the largest window below that fits: see
+    :meth:`windows`.
     """
 
     version = "1"
@@ -303,6 +288,7 @@ class Uformer(nn.Module):
         self.spec = spec
         self.window_size = spec.window
         self.channels = spec.channels
+        self.maps = ShiftedMaps(kept=2 * (SCALES + 1))  # of two sizes of images
         dim = spec.embed_dim
         self.input_proj = _Resampling("proj", nn.Conv2d(spec.channels, dim, 3, 1, 1), nn.LeakyReLU(0.01))
         self.output_proj = _Resampling("proj", nn.Conv2d(2 * dim, spec.out_channels, 3, 1, 1))
@@ -318,20 +304,7 @@ class Uformer(nn.Module):
             self.add_module(f"upsample_{i}", _Resampling("deconv", nn.ConvTranspose2d(below, above, 2, 2)))
         self.apply(_initialise)
 
-    def resize_windows(self, window_size: int, position_bias: str) -> Uformer:
-        """Work on other windows, in place: bias and modulators are interpolated, or bias and shift mask dropped.
-
-        A map whose side is no multiple of the window gets the largest window below that fits: see :meth:`windows`.
-        The parameters stay those of the native window.
-        """
-        for module in self.modules():
-            if isinstance(module, LeWinBlock):
-                module.resize(window_size, position_bias)
-        self.window_size = window_size
-        return self
-
     def windows(self, window_size: int, height: int, width: int) -> list[int]:
-        """The distinct sides of windows that a model of this window size has on an image of this size."""
         side = self._padded_side(height, width)
         return list(dict.fromkeys(fitting_window(side >> level, window_size) for level in range(SCALES + 1)))
 
@@ -349,7 +322,8 @@ class Uformer(nn.Module):
 
     def _restore(self, square: Tensor) -> Tensor:
         """The network without its global skip connection, on (B, channels, side, side)."""
-        levels = [Level(square.shape[-1] >> i, self.window_size, square.device) for i in range(SCALES + 1)]
+        side, device = square.shape[-1], square.device
+        levels = [Level(side >> i, self.window_size, device, self.maps) for i in range(SCALES + 1)]
         skips = []
         x = self.input_proj(square.permute(0, 2, 3, 1).contiguous())
         for i, name in enumerate(ENCODER):

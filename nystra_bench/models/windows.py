@@ -5,14 +5,17 @@ Feature maps are channels-last, (B, height, width, C), and their sides are multi
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
-from weakref import WeakKeyDictionary
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nystra_bench.attention.base import Attention, Cache, Window
+from nystra_bench.attention.base import Attention, Window
+from nystra_bench.attention.cache import Caches
 from nystra_bench.attention.exact import ExactAttention
 
 
@@ -27,6 +30,29 @@ def merge(windows: Tensor, size: int, height: int, width: int) -> Tensor:
     """The inverse of :func:`partition`: (B * nW, size * size, C) -> (B, height, width, C)."""
     x = windows.view(-1, height // size, width // size, size, size, windows.shape[-1])
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, windows.shape[-1])
+
+
+def in_windows(x: Tensor, size: int, shift: int, attend: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply ``attend``, (B * nW, size * size, C) to (B * nW, size * size, C'), to the windows of a map.
+
+    The map (B, height, width, C) is rolled by ``-shift`` before, and back after. Returns (B, height, width, C').
+    """
+    height, width = x.shape[1:3]
+    if shift:
+        x = x.roll((-shift, -shift), (1, 2))
+    x = merge(attend(partition(x, size)), size, height, width)
+    return x.roll((shift, shift), (1, 2)) if shift else x
+
+
+def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
+    """(b, N, parts * C) -> (parts, b, heads, N, C / heads): queries, keys and values side by side, say."""
+    b, n, c = x.shape
+    return x.view(b, n, parts, heads, c // parts // heads).permute(2, 0, 3, 1, 4)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(b, H, N, d) -> (b, N, H * d)."""
+    return x.transpose(1, 2).flatten(2)
 
 
 def reflect_pad(x: Tensor, bottom: int, right: int, top: int = 0, left: int = 0) -> Tensor:
@@ -74,19 +100,46 @@ def shift_regions(height: int, width: int, size: int, shift: int, device=None) -
 
 
 class ShiftRegions:
-    """The shift regions of one forward pass: made at the first call, shared by all blocks of a map.
+    """The shift regions of all maps of one size, and what attentions make of them once for all layers.
 
-    The windows are shifted by half their side.
+    The windows are shifted by half their side. A call makes the regions (nW, size * size) anew.
     """
 
-    def __init__(self, height: int, width: int, size: int, device):
+    def __init__(self, height: int, width: int, size: int, device: torch.device):
         self._arguments = (height, width, size, size // 2, device)
-        self._regions: Tensor | None = None
+        self.caches = Caches()
 
     def __call__(self) -> Tensor:
-        if self._regions is None:
-            self._regions = shift_regions(*self._arguments)
-        return self._regions
+        return shift_regions(*self._arguments)
+
+
+class ShiftedMaps(nn.Module):
+    """The shift regions of a model, kept from one forward pass to the next for the sizes of maps that it saw last.
+
+    Args:
+        kept: how many sizes are kept; a mask of all windows has as many entries as the logits of one head.
+    """
+
+    def __init__(self, kept: int = 2):
+        super().__init__()
+        self._kept = kept
+        self._maps: OrderedDict[tuple, ShiftRegions] = OrderedDict()
+
+    def forward(self, height: int, width: int, size: int, device: torch.device) -> ShiftRegions:
+        """The regions of maps of (height, width) tokens in windows of ``size`` x ``size``."""
+        key = height, width, size, device
+        if key not in self._maps:
+            self._maps[key] = ShiftRegions(*key)
+        self._maps.move_to_end(key)
+        while len(self._maps) > self._kept:
+            self._maps.popitem(last=False)
+        return self._maps[key]
+
+    def setup_seconds(self, attention: Attention) -> float:
+        return sum(regions.caches.setup_seconds(attention) for regions in self._maps.values())
+
+    def clear(self) -> None:
+        self._maps.clear()
 
 
 def convolve(convolution: nn.Module, x: Tensor) -> Tensor:
@@ -132,36 +185,48 @@ class WindowAttention(nn.Module):
     Subclasses project q, k and v and own the position bias; they call :meth:`attend`.
     """
 
+    has_position_bias = True
+    """False where bias and shift mask are left out (position_bias=drop)."""
+
     def __init__(self, size: int):
         super().__init__()
         self.size = size
         self.attention: Attention = ExactAttention()
-        # What an attention computed once for this layer, by window size; it goes with the attention, and with the
-        # layer's weights.
-        self.caches: WeakKeyDictionary[Attention, dict[int, Cache]] = WeakKeyDictionary()
+        # What attentions computed once for this layer, by window size; it goes with the layer's weights.
+        self.caches = Caches()
 
     def position_bias(self, size: int) -> Tensor:
         """(H, N, N) for windows of ``size`` x ``size`` tokens."""
         raise NotImplementedError
 
-    has_position_bias = True
-    """False where the bias is left out (position_bias=drop)."""
+    def resize(self, size: int, position_bias: str) -> None:
+        """Work on windows of another size from now on, with bias and mask unless ``position_bias`` is ``drop``."""
+        self.has_position_bias = position_bias != "drop"
+        self.size = size
+        self.caches.clear()
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, regions, size: int | None = None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, regions: ShiftRegions | None, size: int | None = None) -> Tensor:
         """Attention on (B * nW, H, N, d).
 
         Args:
-            regions: None, or gives the regions when called.
+            regions: of the map that the windows are cut from; None where it is not shifted.
             size: side of these windows, where a small feature map makes them smaller than ``self.size``.
         """
         size = size or self.size
-        bias = partial(self.position_bias, size) if self.has_position_bias else None
-        cache = self.caches.setdefault(self.attention, {}).setdefault(size, Cache())
-        out = self.attention(q, k, v, Window(size, size, bias, regions, cache))
+        cache = self.caches.of(self.attention, size)
+        window = Window(size, size, cache=cache)
+        if self.has_position_bias:
+            shared = None if regions is None else regions.caches.of(self.attention)
+            window = Window(size, size, partial(self.position_bias, size), regions, cache, shared)
+        out = self.attention(q, k, v, window)
         if out.shape != v.shape:  # one of the same size would be taken for the right one
             given, wanted = tuple(out.shape), tuple(v.shape)
             raise ValueError(f"{type(self.attention).__name__} gives the shape {given}, not {wanted}")
         return out
+
+    def train(self, mode: bool = True) -> Self:
+        self.caches.clear()  # an optimiser changes weights in place
+        return super().train(mode)
 
     def _apply(self, *args, **kwargs):
         self.caches.clear()
@@ -170,6 +235,23 @@ class WindowAttention(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs):
         self.caches.clear()
         return super()._load_from_state_dict(*args, **kwargs)
+
+
+class WindowedModel(nn.Module):
+    """A model with windowed attentions, which can work on windows of another size than it was trained in."""
+
+    window_size: int
+
+    def resize_windows(self, window_size: int, position_bias: str) -> Self:
+        """Work on other windows, in place; bias and shift mask are fitted to them, or left out (``drop``)."""
+        for site in attention_sites(self):
+            site.resize(window_size, position_bias)
+        self.window_size = window_size
+        return self
+
+    def windows(self, window_size: int, height: int, width: int) -> list[int]:
+        """The distinct sides of windows that a model of this window size has on an image of this size."""
+        return [window_size]
 
 
 def attention_sites(model: nn.Module) -> list[WindowAttention]:
@@ -183,15 +265,25 @@ def named_attention_sites(model: nn.Module) -> dict[str, WindowAttention]:
 
 
 def setup_seconds(model: nn.Module) -> float:
-    """What the attentions that are plugged in now spent on what they make once a layer and window size, so far."""
-    by_size = (site.caches.get(site.attention, {}) for site in attention_sites(model))
-    return sum(cache.setup_s for caches in by_size for cache in caches.values())
+    """What the attentions that are plugged in now spent on what they keep, so far.
+
+    That is what they make once a layer and window size, and once for all layers of the maps of one size.
+    """
+    sites = attention_sites(model)
+    of_layers = sum(site.caches.setup_seconds(site.attention) for site in sites)
+    return of_layers + sum(maps.setup_seconds(a) for maps in _shifted_maps(model) for a in {s.attention for s in sites})
 
 
 def forget(model: nn.Module) -> None:
-    """Let the attentions that are plugged in now make anew, at the next call, what they make once and keep."""
+    """Drop everything that attentions keep in this model."""
     for site in attention_sites(model):
-        site.caches.pop(site.attention, None)
+        site.caches.clear()
+    for maps in _shifted_maps(model):
+        maps.clear()
+
+
+def _shifted_maps(model: nn.Module) -> list[ShiftedMaps]:
+    return [module for module in model.modules() if isinstance(module, ShiftedMaps)]
 
 
 def plug(model: nn.Module, attention: Attention) -> nn.Module:

@@ -91,7 +91,7 @@ def test_bias_and_mask_are_added_to_the_right_head_and_window():
     bias = torch.randn(3, 4, 4)
     regions = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1]])
     window = Window(2, 2, lambda: bias, lambda: regions)
-    logits = add_bias_and_mask(torch.zeros(4, 3, 4, 4), window)
+    logits = add_bias_and_mask(torch.zeros(4, 3, 4, 4), window.bias(), window.mask())
     for i in range(4):
         for h in range(3):
             assert torch.equal(logits[i, h], bias[h] + window.mask()[i % 2])
