@@ -39,6 +39,7 @@ class ClusteredAttention(Attention):
         ValueError: a parameter is out of its range.
     """
 
+    version = "2"
     rows_sum_to_one = True
 
     def __init__(self, landmarks: int = 16, iterations: int = 10, bits: int = 63, seed: int = 0):
@@ -72,18 +73,20 @@ class ClusteredAttention(Attention):
         return torch.where(projected >= 0, 1.0, -1.0).to(q.dtype)
 
     def _attend(self, q: Tensor, k: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-        """Attention of each cluster (B * nW, H, m, N), and the cluster of each query (B * nW, H, N)."""
+        """Attention of each cluster (B * nW, H, m, N) in float32 at least, and the queries' clusters (B * nW, H, N)."""
         clusters = self.clusters(q, window)
-        members = one_hot(clusters, self.landmarks, torch.promote_types(q.dtype, torch.float32))
-        means = members.mT @ at_least_float32(q) / members.sum(-2).clamp(min=1)[..., None]
-        return (means.to(q.dtype) @ k.mT).softmax(-1), clusters
+        q, k = at_least_float32(q), at_least_float32(k)
+        members = one_hot(clusters, self.landmarks, q.dtype)
+        means = members.mT @ q / members.sum(-2).clamp(min=1)[..., None]
+        return (means @ k.mT).softmax(-1), clusters
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         weights, clusters = self._attend(q, k, window)
-        return take_rows(weights @ v, clusters)
+        return take_rows((weights @ at_least_float32(v)).to(v.dtype), clusters)
 
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
-        return take_rows(*self._attend(q, k, window))
+        weights, clusters = self._attend(q, k, window)
+        return take_rows(weights.to(q.dtype), clusters)
 
     def flops(self, windows: int, heads: int, tokens: int, dim: int, dim_v: int) -> int:
         m = self.landmarks

@@ -10,6 +10,7 @@ from baselines.clustered_attention import ClusteredAttention
 from baselines.common import take_rows
 from nystra_bench.attention.base import Window
 from nystra_bench.attention.parameters import check_whole_numbers
+from nystra_bench.attention.precision import at_least_float32
 
 
 class ImprovedClusteredAttention(ClusteredAttention):
@@ -54,7 +55,8 @@ class ImprovedClusteredAttention(ClusteredAttention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         weights, clusters = self._attend(q, k, window)
         chosen, share, rest = self._strongest(weights)
-        out, share = take_rows(rest @ v, clusters), take_rows(share, clusters)
+        out = take_rows((rest @ at_least_float32(v)).to(v.dtype), clusters)
+        share = take_rows(share.to(v.dtype), clusters)
         end = 0
         for keys, own in self._by_parts(q, k, chosen, clusters):
             start, end = end, end + own.shape[-2]
@@ -65,7 +67,7 @@ class ImprovedClusteredAttention(ClusteredAttention):
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
         weights, clusters = self._attend(q, k, window)
         chosen, share, rest = self._strongest(weights)
-        out, share = take_rows(rest, clusters), take_rows(share, clusters)
+        out, share = (take_rows(x.to(q.dtype), clusters) for x in (rest, share))
         end = 0
         for keys, own in self._by_parts(q, k, chosen, clusters):
             start, end = end, end + own.shape[-2]

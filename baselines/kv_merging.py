@@ -33,6 +33,7 @@ class MergedAttention(Attention):
         ValueError: a parameter is out of its range.
     """
 
+    version = "2"
     rows_sum_to_one = True
     exact_with_all_landmarks = True
 
@@ -54,7 +55,7 @@ class MergedAttention(Attention):
     def _groups(self, k: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         """Each token's share in each group's mean (B * nW, H, N, m), and the groups' sizes (B * nW, H, m)."""
         destinations = self._destinations(window, k.device)
-        unit = F.normalize(k, dim=-1)
+        unit = F.normalize(at_least_float32(k), dim=-1)  # whom a token is nearest to, rounding must not decide
         nearest = (unit @ unit[..., destinations, :].mT).argmax(-1)
         nearest[..., destinations] = torch.arange(self.landmarks, device=k.device)
         members = one_hot(nearest, self.landmarks, torch.promote_types(k.dtype, torch.float32))

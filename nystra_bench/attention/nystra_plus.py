@@ -15,6 +15,7 @@ from nystra_bench.attention.folding import bias_factors, centred
 from nystra_bench.attention.landmarks import central_tokens, every_other_token, pooled_landmarks, refuses_landmarks
 from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.pinv import razavi_pinv
+from nystra_bench.attention.precision import at_least_float32
 
 LANDMARKS_FROM = ("clusters", "cells")
 
@@ -66,7 +67,7 @@ class NystraPlusAttention(Attention):
         ValueError: a parameter is out of its range.
     """
 
-    version = "4"
+    version = "5"
     uses_bias = True
     folds_bias = True
     uses_mask = True
@@ -134,7 +135,7 @@ class NystraPlusAttention(Attention):
         q, k, v = (x.transpose(0, 1).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         bias, masks = self._bias_features(window, heads, q), self._masks(window, q)
 
-        shares, sizes = self._clusters(k, bias, masks, window)
+        shares, sizes = (x.to(k.dtype) for x in self._clusters(at_least_float32(k), window, heads))
         q_marks, k_marks, v_marks = (by_rows(shares, x) for x in (q, k, v))
         f_marks, g_marks = bias.means(shares)
         weights = sizes.log()  # nobody attends to an empty cluster
@@ -174,18 +175,25 @@ class NystraPlusAttention(Attention):
         """Made once a layer and window size; of no columns but the ones where there is no bias."""
 
         def make() -> BiasFeatures:
-            f = g = like.new_zeros(heads, window.tokens, 0)
-            diagonal = like.new_zeros(heads, window.tokens)
-            if window.has_bias and self.bias_rank:
-                bias = centred(window.bias())
-                f, g = (x.to(like.dtype) for x in bias_factors(bias, self.bias_rank))
-                diagonal = bias.diagonal(dim1=-2, dim2=-1).to(like.dtype)
+            f, g, diagonal = (x.to(like) for x in self._factors(window, heads))
             ones = like.new_ones(heads, 1, window.tokens)
             rows = (torch.cat(x, 1) for x in ((f.mT, ones), (g.mT, ones), (f.mT, g.mT)))
             sample = every_other_token(g, window.height, window.width)
             return BiasFeatures(*rows, g[:, self._centres(window, g.device)], sample, diagonal)
 
         return window.cache.once(("features", like.dtype), make)
+
+    def _factors(self, window: Window, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """F and G (H, N, r) of the bias, and its diagonal (H, N), float32."""
+
+        def make() -> tuple[Tensor, Tensor, Tensor]:
+            if not (window.has_bias and self.bias_rank):
+                nothing = torch.zeros(heads, window.tokens, 0)
+                return nothing, nothing, torch.zeros(heads, window.tokens)
+            bias = centred(window.bias())
+            return *bias_factors(bias, self.bias_rank), bias.diagonal(dim1=-2, dim2=-1).clone()
+
+        return window.cache.once("factors", make)
 
     def _centres(self, window: Window, device: torch.device) -> Tensor:
         """The tokens (m,) that the clusters start from; their regions are the clusters' regions."""
@@ -210,13 +218,17 @@ class NystraPlusAttention(Attention):
         return window.shared.once(("masks", like.dtype), make)
 
     @torch.no_grad()
-    def _clusters(self, k: Tensor, bias: BiasFeatures, masks: Masks, window: Window) -> tuple[Tensor, Tensor]:
-        """Shares (H * b, m, N) of the tokens in the clusters' means, and the clusters' sizes (H * b, m, 1)."""
+    def _clusters(self, k: Tensor, window: Window, heads: int) -> tuple[Tensor, Tensor]:
+        """Shares (H * b, m, N) of the tokens in the clusters' means, and the clusters' sizes (H * b, m, 1).
+
+        Of keys in float32 at least: what half precision loses would put many tokens into other clusters.
+        """
         size = window.height, window.width
         if self.landmarks_from == "cells":
             shares = window.cache.once("cells", lambda: _cell_shares(self.landmarks, *size).to(k))
             sizes = (shares > 0).sum(-1, keepdim=True).to(shares.dtype)
             return tuple(x.repeat(len(k), 1, 1) for x in (shares, sizes))
+        bias, masks = self._bias_features(window, heads, k), self._masks(window, k)
         marks = beside(k.index_select(1, self._centres(window, k.device)), bias.centres)
         if self.clustering:
             sample = beside(every_other_token(k, *size), bias.sample)

@@ -322,8 +322,8 @@ class Uformer(WindowedModel):
 
     def _restore(self, square: Tensor) -> Tensor:
         """The network without its global skip connection, on (B, channels, side, side)."""
-        side, device = square.shape[-1], square.device
-        levels = [Level(side >> i, self.window_size, device, self.maps) for i in range(SCALES + 1)]
+        sides = (square.shape[-1] >> i for i in range(SCALES + 1))
+        levels = [Level(side, self.window_size, square.device, self.maps) for side in sides]
         skips = []
         x = self.input_proj(square.permute(0, 2, 3, 1).contiguous())
         for i, name in enumerate(ENCODER):

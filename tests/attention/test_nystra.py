@@ -145,6 +145,16 @@ def test_logits_up_to_60_stay_finite(iterations, dtype):
     assert out.isfinite().all()
 
 
+@pytest.mark.parametrize("init", ("global", "matrix"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.float16, torch.bfloat16))
+def test_logits_near_minus_60_give_zero_as_the_authors_code_does(init, dtype):
+    """The kernel is below 1e-26 everywhere; the norms of A vanish, and 1e-15 and 1e-12 decide."""
+    q = torch.full((2, 2, 64, 16), -60 / 16, dtype=dtype)
+    v = random_qkv(2, 2, 64, 16, dtype=dtype)[2]
+    out = run(q, torch.ones_like(q), v, 8, 8, init=init)
+    assert out.isfinite().all() and out.abs().max() < 1e-6
+
+
 # --------------------------------------------------------------------------- parameters
 
 

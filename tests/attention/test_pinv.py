@@ -63,3 +63,29 @@ def test_keeps_dtype_and_shape_and_leaves_its_argument_alone(dtype):
     z = razavi_pinv(a, 6)
     assert z.dtype == dtype and z.shape == a.shape
     assert torch.equal(a, before)
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_norms_that_underflow_give_no_nan(init, dtype):
+    """exp(-60) squared is zero in float32: 0 / 0 without the 1e-15 of the authors' code."""
+    a = torch.full((2, 4, 4), -60.0, dtype=dtype).exp()
+    z = razavi_pinv(a, 2, init)
+    assert z.isfinite().all() and z.abs().max() < 1e-9
+    torch.testing.assert_close(razavi_pinv(a, 0, init), a * 1e15)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_the_start_is_computed_in_the_inputs_own_precision(init):
+    """In float64 the norms were rounded to float32."""
+    a = well_conditioned(2, 3, 8)
+    columns, rows = a.abs().sum(-2).amax(-1), a.abs().sum(-1).amax(-1)
+    norms = columns.max() * rows.max() if init == "global" else (columns * rows)[..., None, None]
+    torch.testing.assert_close(razavi_pinv(a, 0, init), a.mT / norms, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_half_precision_is_inverted_in_float32(dtype):
+    a = well_conditioned(2, 3, 8).to(dtype)
+    expected = razavi_pinv(a.double(), 20)
+    torch.testing.assert_close(razavi_pinv(a, 20).double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
