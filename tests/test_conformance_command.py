@@ -126,6 +126,7 @@ class Unready(Histogram):
     "attention/syntax.yaml": "_target_: broken.Attention\n",
     "attention/nowhere.yaml": "_target_: my_attention.Missing\n",
     "attention/picky.yaml": "_target_: bad_attention.Picky\n",
+    "attention/targetless.yaml": "share: 1.0\n",
     "attention/unreadable.yaml": "_target_: [\n",
     "metric/prefers_noise.yaml": "_target_: bad_metric.PrefersNoise\nagainst: truth\n",
     "task/not_deterministic.yaml": GOOD["task/darken.yaml"].replace("my_task.Darken", "bad_task.NotDeterministic"),
@@ -258,6 +259,7 @@ def test_the_messages_are_those_of_the_plugins(mixed):
         ("attention/syntax", r"File \"\S*/broken.py\", line 1"),
         ("attention/nowhere", "_target_=my_attention.Missing cannot be imported"),
         ("attention/picky", r"RuntimeError: not today \(bad_attention.py, line \d+\)"),
+        ("attention/targetless", "attention/targetless.yaml names no _target_: accepted is package.module.Name"),
         ("attention/unreadable", r"\S*/attention/unreadable.yaml cannot be read: "),
     ],
 )

@@ -90,9 +90,7 @@ class Subject:
         Of a model without its weights only the entries are looked at.
         """
         try:
-            self._check_entries()
-            if self.choice not in SETTINGS and not self._lacks_weights():
-                self.make()
+            self._try(self.config)
         except Exception as error:  # whatever a plug-in's code raises
             return f"{self} cannot be made: {self._told_of(error)}"
         return None
@@ -128,14 +126,18 @@ class Subject:
             return str(error)
         return None
 
-    def _check_entries(self) -> None:
-        """Hold the entries to the arguments, where these are all that is taken."""
-        if self.choice in SETTINGS or "_target_" not in self.config:
+    def _try(self, config: dict) -> None:
+        """Make it, of entries that are arguments, where these are all that is taken."""
+        if self.choice in SETTINGS:
             return
+        if not isinstance(config.get("_target_"), str):
+            raise UserError(f"{self}.yaml names no _target_: accepted is package.module.Name")
         if not any(p.kind in _COLLECTING for p in self._signature()):
             for name in self.parameters:
                 if name not in self.arguments():
                     raise unknown(f"the entry of {self}.yaml", name, sorted(self.arguments()))
+        if not self._lacks_weights():
+            self.make()
 
     def _told_of(self, error: Exception) -> str:
         """An error in a line or two, with the place in the plug-in's own files where it comes from one of these."""
