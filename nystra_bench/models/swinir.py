@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nystra_bench.attention.base import region_mask
 from nystra_bench.models.checkpoints import build, resolve
 from nystra_bench.models.windows import (
+    FeedForward,
     ShiftedMaps,
     ShiftRegions,
     WindowAttention,
@@ -102,16 +103,6 @@ class ShiftWindowAttention(WindowAttention):
         return self.proj(merge_heads(self.attend(q * self.scale, k, v, regions)))
 
 
-class Mlp(nn.Module):
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class SwinBlock(nn.Module):
     """One (shifted) window attention and one MLP, on (B, height, width, C)."""
 
@@ -121,7 +112,7 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = ShiftWindowAttention(dim, heads, size)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, round(dim * mlp_ratio))
+        self.mlp = FeedForward(dim, round(dim * mlp_ratio))
         if shifted and mask_size is not None:
             # Kept for the released state dicts alone; the mask in use is made from the image's own size.
             mask = region_mask(shift_regions(mask_size, mask_size, size, size // 2))

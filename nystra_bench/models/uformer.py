@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nystra_bench.models.checkpoints import build, resolve
 from nystra_bench.models.windows import (
+    FeedForward,
     ShiftedMaps,
     ShiftRegions,
     WindowAttention,
@@ -155,18 +156,6 @@ class LeWinAttention(WindowAttention):
     def forward(self, x: Tensor, regions: ShiftRegions | None, size: int) -> Tensor:
         q, k, v = self.qkv(x)
         return self.proj(merge_heads(self.attend(q * self.scale, k, v, regions, size)))
-
-
-class FeedForward(nn.Module):
-    """Two linear layers."""
-
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class LocallyEnhancedFeedForward(nn.Module):

@@ -55,6 +55,18 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them, named as in the released state dicts of Swin's successors."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
 def reflect_pad(x: Tensor, bottom: int, right: int, top: int = 0, left: int = 0) -> Tensor:
     """Pad (B, C, height, width) by reflection, however small the image is.
 
