@@ -30,8 +30,11 @@ TIMING = (
 
 
 def group_label(group: dict | pd.Series, columns: list[str] = GROUP) -> str:
-    """The values of a group in words: ``swinir_w8, window 32, bias drop, denoise (sigma=25), bundled, cpu float32``."""
-    words = {name: str(group[name]) for name in columns}
+    """The values of a group in words: ``swinir_w8, window 32, bias drop, denoise (sigma=25), bundled, cpu float32``.
+
+    What its measurements do not need is left out.
+    """
+    words = {name: str(group[name]) for name in columns if not pd.isna(group[name])}
     for name in ("window", "bias"):
         if name in words:
             words[name] = f"{name} {words[name]}"

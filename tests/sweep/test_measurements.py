@@ -111,7 +111,9 @@ def test_a_measurement_without_model_and_task_is_planned_measured_tabled_and_dra
     assert set(table.measure_parameters) == {"growth: heads=1 sides=[4, 8]", "growth: heads=2 sides=[4, 8]"}
     assert "tokens in a ms" in (folder / "table.md").read_text()
     assert "identity" in (folder / "figures" / "growth.svg").read_text()
-    assert "Time against tokens." in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "Time against tokens." in page
+    assert "All of this is on cpu float32." in page  # nothing is said of models and tasks
 
     cell = bench.stored()[0]["cell"]
     assert set(cell) == {"schema", "measure", "attention", "device", "dtype", "settings"}
