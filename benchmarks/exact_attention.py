@@ -26,6 +26,7 @@ from nystra_bench.attention.base import Attention, Window, region_mask
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.exact_published import PublishedExactAttention
 from nystra_bench.attention.sdpa import FusedAttention
+from nystra_bench.instruments.environment import KEEP_MEMORY
 from nystra_bench.instruments.statistics import Estimate, median_interval, paired_ratio
 from nystra_bench.instruments.timer import Clock, Entry, Timing, run_rounds, warm_up
 from nystra_bench.models import load_model, plug, setup_seconds

@@ -16,6 +16,7 @@ from nystra_bench.measure.latency import noise_of
 from nystra_bench.report.column import Column
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.store import Store
+from nystra_bench.words import REFERENCES
 
 SEVERITY = ("done", "skipped", "unstable", "missing", "nonfinite", "failed", "oom", "timeout", "crashed")
 """Statuses from best to worst; the worst of a row's measures is the row's."""
@@ -85,7 +86,8 @@ class ReportData:
         names: the columns that table.csv begins with: ``IDENTITY``, those of the measurements, status and reason.
         columns: what the measurements' columns mean.
         details: same index; ``params`` (dict), ``settings`` (those without a column of their own that differ between
-            rows of one attention, as text), and what the measurements tell.
+            rows of one attention, as text), ``exact`` (whether the method is exact attention itself), and what the
+            measurements tell.
         cells: one row per planned measurement: ``row, key, measure, status, reason``.
         long: measurement -> its long form, with the ``row`` of each record; see ``rows``.
         contents: for each row the content of one of its cells.
@@ -112,6 +114,10 @@ class ReportData:
     def rows(self, measure: str) -> pd.DataFrame:
         """The long form of a measurement, ``row`` being the index in ``frame``; empty where nothing was measured."""
         return self.long.get(measure, pd.DataFrame(columns=["row"]))
+
+    def replaces(self, rows: pd.DataFrame) -> pd.Series:
+        """Whether the attention of each row is a replacement: neither exact attention in some form, nor none at all."""
+        return ~(self.details.loc[rows.index, "exact"].astype(bool) | rows["attention"].isin(REFERENCES))
 
     @property
     def images(self) -> pd.DataFrame:

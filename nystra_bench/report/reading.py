@@ -18,7 +18,7 @@ from nystra_bench.sweep.cell import assignments, canonical_json
 from nystra_bench.sweep.grid import DEFAULTS
 from nystra_bench.sweep.planfile import read_cells
 from nystra_bench.sweep.store import Store
-from nystra_bench.words import IDENTITY, LAST, OUTCOME
+from nystra_bench.words import FUSED, IDENTITY, LAST, ORIGINAL, OUTCOME
 
 INTEGERS = ["window", "landmarks", "iterations", "images"]
 TEXTS = ["model", "bias", "task", "dataset", "attention", "parameters", "bias_use", "mask_use", "kernel"]
@@ -30,7 +30,7 @@ class _Row:
 
     cell: dict
     uses: dict = field(default_factory=dict)
-    """what the attention makes of ``bias`` and ``mask``"""
+    """what the attention makes of ``bias`` and ``mask``, and whether it is ``exact``"""
     measures: dict[str, dict] = field(default_factory=dict)
     """measure -> ``key, cell, status, reason`` and, where there is one, the ``result``"""
 
@@ -172,7 +172,8 @@ class _Assembly:
     def _add(self, index: int, row: _Row) -> None:
         record = _configuration(row.cell, self.names) | _status(row.measures)
         record |= {f"{what}_use": row.uses.get(what) for what in ("bias", "mask")}
-        detail: dict[str, Any] = {"params": _params(row.cell)}
+        exact = row.uses.get("exact", record["attention"] in (ORIGINAL, FUSED))
+        detail: dict[str, Any] = {"params": _params(row.cell), "exact": bool(exact)}
         for name, outcome in row.measures.items():
             self.cells.append({"row": index, "measure": name} | {k: outcome[k] for k in ("key", "status", "reason")})
             self.long.setdefault(name, [])
@@ -210,7 +211,7 @@ class _Assembly:
         return frame.reindex(columns=list(dict.fromkeys([*DETAILS, *frame.columns])))
 
 
-DETAILS = ["params", "settings", "latency_session", "latency_q1", "latency_q3", "native_ms"]
+DETAILS = ["params", "settings", "exact", "latency_session", "latency_q1", "latency_q3", "native_ms"]
 """The details that are always there."""
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from nystra_bench.instruments.statistics import ENOUGH, LEVEL, interval_rank
 from nystra_bench.report.columns import number
 from nystra_bench.report.frame import GROUP, SEVERITY, ReportData, TimingSession
-from nystra_bench.words import FLOOR, FUSED, ORIGINAL, REFERENCES, RELEASED
+from nystra_bench.words import FLOOR, FUSED, ORIGINAL, RELEASED
 
 ORIGINALS = (
     "Three originals: “native” is the model as released; “interpolate” is exact attention in another window with the "
@@ -139,7 +139,7 @@ def groups(frame: pd.DataFrame, columns: list[str] = GROUP) -> Iterator[tuple[di
 
 def _finding(data: ReportData, rows: pd.DataFrame) -> str:
     """What can be said of the replacements that have a latency, a deviation, or both; the others are counted."""
-    replacements = rows[~rows["attention"].isin(REFERENCES)]
+    replacements = rows[data.replaces(rows)]
     timed, compared = replacements["latency_ms"].notna(), replacements["deviation_psnr"].notna()
     if (timed & compared).any():
         left_out = _left_out(int((~(timed & compared)).sum()), "a latency or a deviation")

@@ -137,7 +137,7 @@ def _attention(config: dict, windows: list[int], request: dict) -> dict:
         "version": attention.version,
         "params": {key: value for key, value in config.items() if not key.startswith("_")},
         "sources": sources_of(type(attention).__module__, request["sys_path"]),
-        "uses": attention.uses(),
+        "uses": attention.uses() | {"exact": attention.exact},
         "refusals": {str(size): attention.refuses(size, size) for size in windows},
     }
 

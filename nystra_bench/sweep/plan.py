@@ -43,7 +43,8 @@ class Planned:
 
     Attributes:
         window: side of the windows in tokens; None where the cell has no model.
-        uses: what the attention makes of position bias and shift mask (``Attention.uses``).
+        uses: what the attention makes of position bias and shift mask (``Attention.uses``), and whether it is
+            ``exact``.
         reason: why the cell is skipped, if it is.
         parts: what its value is put together from (``Measurement.parts``).
     """
@@ -51,7 +52,7 @@ class Planned:
     cell: Cell
     combination: Combination
     window: int | None
-    uses: dict[str, str]
+    uses: dict[str, str | bool]
     reason: str | None
     parts: dict[str, dict]
 

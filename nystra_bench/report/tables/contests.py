@@ -5,9 +5,9 @@ excludes 0 (``statistics.interval_rank``: the sign test); else they tie. In a se
 device and precision) the methods stand by their mean deviation PSNR, but none above one that wins against it. So a rank
 always lies among those that the method's ties leave open: from one more than its losses to the number of methods less
 its wins. What is above a ceiling counts as the ceiling (it is the same output but for rounding), and an output that is
-not finite as infinitely far. With one image there is no interval, and all tie. ``exact``, ``sdpa`` and ``identity`` are
-references and have no rank; every method is compared with ``identity``, since one that is no closer than no attention
-at all approximates nothing.
+not finite as infinitely far. With one image there is no interval, and all tie. Exact attention in all its forms and
+``identity`` are references and have no rank; every method is compared with ``identity``, since one that is no closer
+than no attention at all approximates nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pandas as pd
 from nystra_bench.instruments.statistics import interval_rank
 from nystra_bench.report.frame import ReportData
 from nystra_bench.report.wording import groups
-from nystra_bench.words import FLOOR, FUSED, ORIGINAL
+from nystra_bench.words import FLOOR
 
 DEVIATION = "deviation_psnr"
 
@@ -78,7 +78,8 @@ def contests(data: ReportData, least: int, ceiling: float) -> list[Contest]:
     values = data.images[data.images["metric"] == DEVIATION].fillna({"value": -np.inf})
     found = []
     for _, members in groups(data.frame):
-        rows = members[members.index.isin(values["row"]) & ~members["attention"].isin((ORIGINAL, FUSED))]
+        compared = data.replaces(members) | (members["attention"] == FLOOR)
+        rows = members[members.index.isin(values["row"]) & compared]
         if rows.loc[rows["attention"] != FLOOR, "attention"].nunique() >= least:
             of_rows = values[values["row"].isin(rows.index)]
             table = of_rows.pivot_table(index="row", columns="image", values="value").dropna(axis=1).clip(upper=ceiling)

@@ -13,7 +13,7 @@ from nystra_bench.report.columns import EMPTY, ReadableTable, TableCell, number,
 from nystra_bench.report.frame import GROUP, ReportData
 from nystra_bench.report.tables.contests import DEVIATION, Contest, contests
 from nystra_bench.report.wording import count, method_label, short_label
-from nystra_bench.words import ORIGINAL, REFERENCES
+from nystra_bench.words import ORIGINAL
 
 RULES = (
     "Methods are compared in pairs, image by image, by their deviation PSNR. "
@@ -140,7 +140,7 @@ def _ranks(data: ReportData, contest: Contest) -> pd.DataFrame:
     timed = ["latency_ms", "latency_iqr_ms", "setup_ms"]
     timed += [*RATIOS, *(f"{r}_{end}" for r in RATIOS for end in ("low", "high"))]
     setting = data.frame.loc[contest.setting]
-    references = setting.index[setting["attention"].isin(REFERENCES)]
+    references = setting.index[~data.replaces(setting)]
     ranked = [contest.rows[i] for i in contest.ranked]
     frame = data.frame.loc[[*ranked, *references], [*named, *timed, "status", "reason"]]
     own = {row: _standing(contest, i) for i, row in enumerate(contest.rows)}
@@ -214,7 +214,7 @@ def _unranked(data: ReportData, found: list[Contest]) -> list[str]:
     lines = []
     for contest in found:
         setting = data.frame.loc[contest.setting]
-        without = setting[~setting.index.isin(contest.rows) & ~setting["attention"].isin(REFERENCES)]
+        without = setting[~setting.index.isin(contest.rows) & data.replaces(setting)]
         for row, record in without.iterrows():
             named = ", ".join(filter(None, [method_label(data, row), short_label(data, record)]))
             lines.append(f"Not ranked: {named}: {plain(record['reason']) or record['status']}.")
