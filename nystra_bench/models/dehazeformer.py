@@ -8,7 +8,7 @@ network of the log-distance, which gives a bias for windows of any size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -92,6 +92,9 @@ class LogDistanceAttention(WindowAttention):
         self.heads = heads
         self.register_buffer("relative_positions", _relative_positions(size))
         self.meta = nn.Sequential(nn.Linear(2, BIAS_HIDDEN), nn.ReLU(), nn.Linear(BIAS_HIDDEN, heads))
+
+    def bias_weights(self) -> Iterable[Tensor]:
+        return self.meta.parameters()
 
     def position_bias(self, size: int) -> Tensor:
         # Only (2 size - 1)^2 offsets differ; the network sees each once.

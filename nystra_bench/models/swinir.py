@@ -86,6 +86,9 @@ class ShiftWindowAttention(WindowAttention):
         self.register_buffer("relative_position_index", relative_position_index(size))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
+    def bias_weights(self) -> tuple[Tensor, ...]:
+        return (self.relative_position_bias_table,)
+
     def position_bias(self, size: int) -> Tensor:
         return bias_from_table(self.relative_position_bias_table, size)
 

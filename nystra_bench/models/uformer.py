@@ -150,6 +150,9 @@ class LeWinAttention(WindowAttention):
         self.register_buffer("relative_position_index", relative_position_index(self.native))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
+    def bias_weights(self) -> tuple[Tensor, ...]:
+        return (self.relative_position_bias_table,)
+
     def position_bias(self, size: int) -> Tensor:
         return bias_from_table(resize_bias_table(self.relative_position_bias_table, self.native, size), size)
 

@@ -6,7 +6,7 @@ Feature maps are channels-last, (B, height, width, C), and their sides are multi
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Self
 
@@ -206,10 +206,15 @@ class WindowAttention(nn.Module):
         self.attention: Attention = ExactAttention()
         # What attentions computed once for this layer, by window size; it goes with the layer's weights.
         self.caches = Caches()
+        self._seen: list = []
 
     def position_bias(self, size: int) -> Tensor:
         """(H, N, N) for windows of ``size`` x ``size`` tokens."""
         raise NotImplementedError
+
+    def bias_weights(self) -> Iterable[Tensor]:
+        """The parameters that the position bias is made of: where one is written to, what was kept is out of date."""
+        return ()
 
     def resize(self, size: int, position_bias: str) -> None:
         """Work on windows of another size from now on, with bias and mask unless ``position_bias`` is ``drop``."""
@@ -225,6 +230,10 @@ class WindowAttention(nn.Module):
             size: side of these windows, where a small feature map makes them smaller than ``self.size``.
         """
         size = size or self.size
+        versions = [None if w.is_inference() else w._version for w in self.bias_weights()]  # writing raises them
+        if versions != self._seen:
+            self.caches.clear()
+            self._seen = versions
         cache = self.caches.of(self.attention, size)
         window = Window(size, size, cache=cache)
         if self.has_position_bias:

@@ -10,6 +10,7 @@ from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.attention.nystra import NystraAttention
 from nystra_bench.attention.sdpa import FusedAttention
+from nystra_bench.models import load_model
 from nystra_bench.models.windows import WindowAttention, attention_sites, plug, unplug
 
 METHODS = (ExactAttention(), FusedAttention(), IdentityAttention(), NystraAttention(landmarks=8))
@@ -80,3 +81,17 @@ def test_the_attention_takes_the_models_mode(small_model, training):
     attention = IdentityAttention().train(not training)
     plug(small_model.train(training), attention)
     assert attention.training is training
+
+
+def test_what_is_kept_of_the_bias_goes_when_its_weights_are_written_to():
+    """In evaluation mode, too, where nothing else tells that a weight has changed."""
+    model = load_model("swinir_denoise_w8")
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = model(image)
+        for name, parameter in model.named_parameters():
+            if name.endswith("relative_position_bias_table"):
+                parameter.mul_(-3)
+        after, fresh = model(image), load_model("swinir_denoise_w8")
+        fresh.load_state_dict(model.state_dict())
+        assert torch.equal(after, fresh(image)) and not torch.allclose(after, before)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from spandrel.architectures.SwinIR import SwinIRArch
 from spandrel_swinir import official
+from unmasked import without_masks
 
 from nystra_bench.models.swinir import SwinIR, SwinIRSpec, infer_spec
 
@@ -81,9 +82,7 @@ def test_the_comparison_feels_position_bias_and_shift_mask():
     for name, parameter in no_bias.named_parameters():
         if name.endswith("relative_position_bias_table"):
             parameter.zero_()
-    for module in no_mask.modules():
-        if hasattr(module, "masked"):
-            module.masked = False
+    without_masks(no_mask)
     expected = original(image)
     for changed in (no_bias, no_mask):
         assert (changed(image) - expected).norm() > 1e-3 * expected.norm()

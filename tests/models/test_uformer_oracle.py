@@ -9,8 +9,9 @@ import torch
 from attention_references import relative_error
 from spandrel.architectures.Uformer import UformerArch
 from spandrel_uformer import official
+from unmasked import without_masks
 
-from nystra_bench.models.uformer import LeWinBlock, Uformer, UformerSpec, infer_spec
+from nystra_bench.models.uformer import Uformer, UformerSpec, infer_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # spandrel's
 
@@ -96,10 +97,7 @@ def test_the_comparison_feels_bias_mask_modulators_and_the_shift_of_the_bottlene
                 parameter.zero_()
         return model
 
-    unmasked = pair(SMALL, randomised)[1]
-    for block in unmasked.modules():
-        if isinstance(block, LeWinBlock):
-            block.masked = False
+    unmasked = without_masks(pair(SMALL, randomised)[1])
     shifted = Uformer(replace(SMALL, shifted_bottleneck=True)).eval()
     shifted.load_state_dict(oracle.state_dict())
     for changed in (zero("relative_position_bias_table"), zero("modulator"), unmasked, shifted):
