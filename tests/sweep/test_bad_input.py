@@ -66,7 +66,7 @@ def refused(bench, tmp_path):
         ("position_bias=interpolated", ["position_bias=interpolated", "did you mean interpolate?"]),
         ("device=tpu", ["device=tpu", "cpu, cuda"]),
         ("dtype=int8", ["dtype=int8", "float32"]),
-        ("measure=[speed]", ["measure=speed", "quality, latency, memory"]),
+        ("measure=[speed]", ["measure=speed", "latency, memory, quality"]),
         ("name=../x", ["name=../x", "without /"]),
         ("name=..", ["name=..", "dot"]),
         ("name=store", ["name=store"]),

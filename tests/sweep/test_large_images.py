@@ -1,14 +1,12 @@
 """Images too large for the memory: tiles, or a refusal that names the gigabytes, before the system kills."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from PIL import Image
 
 from nystra_bench.instruments import memory
+from nystra_bench.instruments.memory_guard import MemoryGuard
 from nystra_bench.models.swinir import SwinIR, SwinIRSpec
-from nystra_bench.sweep.worker import Worker
 
 
 @pytest.fixture
@@ -41,38 +39,39 @@ def test_tiles_out_of_range_are_refused(bench, word, said):
     assert word.split("=")[0] in outcome.sentence and said in outcome.sentence
 
 
-def worker(sizes, tiling=None):
-    """The parts of a worker that ``check_memory`` looks at, around a small model."""
+def guarded(sizes, tile=None) -> tuple[MemoryGuard, SwinIR]:
+    """The guard of a small model and a task with images of these sizes."""
     model = SwinIR(SwinIRSpec(dim=8, depths=(2,), heads=(2,), window=8, mlp_ratio=1.0)).eval()
-    it = SimpleNamespace(model=model, native=model, device="cpu", dtype=torch.float32, request={"tiling": tiling})
-    it.task, it.largest_size = SimpleNamespace(channels=3), max(sizes)
-    it.forward = lambda model, x: Worker._call(it, model, x)
-    it._bytes_per_pixel = lambda model: Worker._bytes_per_pixel(it, model)
-    return it
+
+    @torch.inference_mode()
+    def forward(model, x):
+        return model(x)
+
+    return MemoryGuard(sizes, 3, tile, "cpu", torch.float32, forward), model
 
 
 @pytest.mark.skipif(memory.available("cpu") is not None, reason=str(memory.available("cpu")))
 def test_an_image_of_100_megapixels_is_refused_with_the_memory_that_it_needs(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device: 8e9)
-    it = worker([(64, 64), (10_000, 10_000)])
+    guard, model = guarded([(64, 64), (10_000, 10_000)])
     with pytest.raises(MemoryError, match=r"10000x10000 pixels need about \d+ GB of memory and 8 GB are free.*tile="):
-        Worker.check_memory(it, it.model)
+        guard.check(model)
 
 
 @pytest.mark.skipif(memory.available("cpu") is not None, reason=str(memory.available("cpu")))
 def test_tiles_need_less(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device: 20e9)
-    whole, tiles = worker([(10_000, 10_000)]), worker([(10_000, 10_000)], {"tile": 512, "overlap": 32})
+    (whole, model), (tiles, _) = guarded([(10_000, 10_000)]), guarded([(10_000, 10_000)], tile=512)
     with pytest.raises(MemoryError):
-        Worker.check_memory(whole, whole.model)
-    Worker.check_memory(tiles, tiles.model)
+        whole.check(model)
+    assert tiles.check(model) is True
 
 
 def test_small_images_are_not_probed(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device: 1.0)
-    it = worker([(512, 512)])
-    it._bytes_per_pixel = None
-    Worker.check_memory(it, it.model)
+    guard, model = guarded([(512, 512)])
+    monkeypatch.setattr(guard, "bytes_per_pixel", None)
+    assert guard.check(model) is False
 
 
 def test_free_memory_is_that_of_the_machine_or_of_its_control_group(monkeypatch, tmp_path):

@@ -41,7 +41,7 @@ def measure():
 
 def cell(name):
     content = {
-        "measure": "quality",
+        "measure": {"name": "quality", "version": "1", "params": {}},
         "model": {"name": "toy"},
         "window": 8,
         "position_bias": "native",
@@ -59,10 +59,9 @@ NAMES = {c.key: name for name, c in CELLS.items()}
 
 def session():
     config = SimpleNamespace(config={})
-    choice = SimpleNamespace(
-        model=config, task=config, position_bias="native", device=config, dtype="float32", attention=config
-    )
-    return Session([SimpleNamespace(cell=c, choice=choice, window=8) for c in CELLS.values()])
+    options = dict.fromkeys(("model", "task", "device", "attention", "measure"), config)
+    combination = SimpleNamespace(**options, position_bias="native", dtype="float32")
+    return Session([SimpleNamespace(cell=c, combination=combination, window=8, parts={}) for c in CELLS.values()])
 
 
 @pytest.fixture

@@ -257,6 +257,7 @@ def test_planning_reads_headers_for_the_sizes_and_tells_them(pairs):
     save(pairs / "lq" / "d.png", 5, (24, 40))
     save(pairs / "gt" / "d.png", 6, (24, 40))
     request = {"sys_path": [], "models": {}, "attentions": {}, "metrics": {}, "devices": {}, "uses": []}
+    request |= {"references": {}}
     config = CATALOGUE.option("task", "real_denoise") | {"root": str(pairs)}
     facts = answer({**request, "tasks": {"it": config}})["tasks"]["it"]
     assert [list(size) for size in facts["sizes"]] == [[20, 30], [24, 40]] and facts["largest_side"] == 40

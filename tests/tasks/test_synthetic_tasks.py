@@ -125,6 +125,7 @@ def test_every_task_has_seeds_of_its_own():
 def test_the_inspection_tells_the_sizes(folder, name):
     config = option(name, images=str(folder))
     request = {"sys_path": [], "models": {}, "attentions": {}, "metrics": {}, "devices": {}, "uses": []}
+    request |= {"references": {}}
     facts = answer({**request, "tasks": {"it": config}})["tasks"]["it"]
     made = {sample.degraded.shape[:2] for sample in instantiate(config).samples()}
     assert {tuple(size) for size in facts["sizes"]} == made
