@@ -30,6 +30,7 @@ from nystra_bench.instruments.environment import KEEP_MEMORY
 from nystra_bench.instruments.statistics import Estimate, median_interval, paired_ratio
 from nystra_bench.instruments.timer import Clock, Entry, Timing, run_rounds, warm_up
 from nystra_bench.models import load_model, plug, setup_seconds
+from nystra_bench.sweep.locks import device_lock
 
 RATIOS = (("sdpa before", "sdpa"), ("exact", "sdpa"), ("exact_published", "exact"), ("exact_published", "sdpa"))
 
@@ -156,4 +157,5 @@ def main() -> None:
 if __name__ == "__main__":
     if not KEEP_MEMORY.keys() <= os.environ.keys():  # glibc reads them when the process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
-    main()
+    with device_lock("cpu", quiet=True):  # a sweep beside it would disturb both
+        main()
