@@ -67,7 +67,7 @@ class NystraPlusAttention(Attention):
         ValueError: a parameter is out of its range.
     """
 
-    version = "5"
+    version = "4.1"
     uses_bias = True
     folds_bias = True
     uses_mask = True
