@@ -115,28 +115,34 @@ class Planner:
         attention, machine = self._about("attentions", c.attention), self.facts["devices"][c.device.text]
         if model and task:
             _check_model_fits(c, model, task)
-        window = None
-        if model:
-            window = model["native_window"] if c.window_size in (None, "native") else c.window_size
-        bias = c.position_bias
-        if bias == "interpolate" and window == model["native_window"]:
-            bias = "native"  # nothing is stretched: it is the same model
+        window = c.window_size if isinstance(c.window_size, int) else model["native_window"] if model else None
+        if c.position_bias == "interpolate" and window == model["native_window"]:
+            c = replace(c, position_bias="native")  # nothing is stretched: it is the same model
         known = self._circumstances(machine, attention, model)
-        content: dict = {"measure": self._measure(c)}
-        if model:
-            kept = {k: model[k] for k in ("weights", "version", "native_window")}
-            content["model"] = {"name": _model_name(c.model, self.catalogue), **kept}
-        content |= {name: value for name, value in (("window", window), ("position_bias", bias)) if value is not None}
-        if task:
-            content["task"] = {"name": c.task.name, **{k: task[k] for k in ("version", "dataset", "data")}}
-            content["task"]["params"] = {**task["params"], **_tile_parameters(self.run.tiling)}
-        if attention:
-            content["attention"] = {"name": c.attention.name, **{k: attention[k] for k in ("version", "params")}}
+        content = {"measure": self._measure(c), **self._content(c, window)}
         content |= {"device": c.device.name, "dtype": c.dtype, "settings": self._settings(c, machine, known)}
         reason = _refusal(self._sides(c, model), window, attention, machine, task)
         uses = attention["uses"] if attention else {}
-        parts = c.measurement.parts(known)
-        return Planned(Cell.of(content), replace(c, position_bias=bias), window, uses, reason, parts)
+        return Planned(Cell.of(content), c, window, uses, reason, c.measurement.parts(known))
+
+    def _content(self, c: Combination, window: int | None) -> dict:
+        """What is measured: model, window, bias, task and attention, each where the measurement needs it."""
+        content: dict = {}
+        if c.model:
+            kept = {k: self._about("models", c.model)[k] for k in ("weights", "version", "native_window")}
+            content["model"] = {"name": _model_name(c.model, self.catalogue), **kept}
+        if c.window_size:
+            content["window"] = window
+        if c.position_bias:
+            content["position_bias"] = c.position_bias
+        if c.task:
+            task = self._about("tasks", c.task)
+            content["task"] = {"name": c.task.name, **{k: task[k] for k in ("version", "dataset", "data")}}
+            content["task"]["params"] = {**task["params"], **_tile_parameters(self.run.tiling)}
+        if c.attention:
+            kept = {k: self._about("attentions", c.attention)[k] for k in ("version", "params")}
+            content["attention"] = {"name": c.attention.name, **kept}
+        return content
 
     def _about(self, kind: str, option: Option | None) -> dict | None:
         return self.facts[kind][option.text] if option else None

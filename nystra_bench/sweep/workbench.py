@@ -99,8 +99,9 @@ class Workbench:
         self.task: Task | None = instantiate(request["task"]) if request["task"] else None
         if not request["model"]:
             return
-        self.model = self._load_model(request["window"], request["position_bias"], self.dtype)
-        is_native = request["position_bias"] == RELEASED
+        bias = request["position_bias"] or RELEASED
+        self.model = self._load_model(request["window"], bias, self.dtype)
+        is_native = bias == RELEASED
         self.native = self.model if is_native else self._load_model(None, RELEASED, self.dtype)
         if self.task:
             tile = (request["tiling"] or {}).get("tile")
@@ -125,7 +126,7 @@ class Workbench:
         precise = torch.promote_types(self.dtype, torch.float32)
         if precise == self.dtype:
             return {ORIGINAL: self.model, RELEASED: self.native}
-        window, bias = self.request["window"], self.request["position_bias"]
+        window, bias = self.request["window"], self.request["position_bias"] or RELEASED
         original = self._load_model(window, bias, precise)
         is_native = self.native is self.model
         return {ORIGINAL: original, RELEASED: original if is_native else self._load_model(None, RELEASED, precise)}

@@ -175,3 +175,24 @@ def test_what_it_raises_is_a_row_with_its_reason(bench, mine):
     table = pd.read_csv(bench.results / "growth" / "table.csv")
     assert set(table.status) == {"failed"} and set(table.reason) == {"ArithmeticError: no luck"}
     assert all("raise ArithmeticError" in failure["traceback"] for failure in bench.stored("failure"))
+
+
+def test_a_measurement_of_a_model_alone(bench, mine):
+    """Neither window nor bias mode decides it: there is one cell, on the model as released."""
+    counting = MEASUREMENT.replace('("attention", "device", "dtype")', '("model", "device", "dtype")')
+    counting = counting.replace('Column("tokens_per_ms", "tokens in a ms"', 'Column("parameters_m", "parameters (M)"')
+    before = counting.index("    def measure")
+    after = """\
+    def measure(self, bench, job):
+        return {"count": sum(p.numel() for p in bench.model.parameters()), "window": bench.model.window_size}
+
+    def scalars(self, value, cell):
+        return {"parameters_m": value["count"] / 1e6}
+"""
+    (mine / "growing.py").write_text(counting[:before] + after)
+    run = bench("measure=growth", f"hydra.searchpath=['file://{mine}']", "figures=[]")
+    assert run.code == 0, run.err
+    (result,) = bench.stored()
+    assert result["value"]["window"] == 8
+    assert {"model", "device", "dtype"} <= set(result["cell"]) and not {"window", "task"} & set(result["cell"])
+    assert bench.table().parameters_m.item() > 0
