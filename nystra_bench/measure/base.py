@@ -57,6 +57,11 @@ class Circumstances:
     metrics: Mapping[str, Mapping[str, Any]]
     source: str
 
+    @property
+    def machine(self) -> dict:
+        """What makes costs comparable on one machine, running one code, alone."""
+        return {"hardware": self.hardware, "threads": self.threads, "torch": self.torch, "source": self.source}
+
 
 @dataclass(frozen=True)
 class Measured:

@@ -21,7 +21,7 @@ from nystra_bench.words import FLOOR, FUSED, ORIGINAL, REFERENCES, RELEASED
 
 if TYPE_CHECKING:
     from nystra_bench.attention.base import Attention
-    from nystra_bench.instruments.timer import Clock, Entry, Timing
+    from nystra_bench.instruments.timer import Entry
     from nystra_bench.sweep.workbench import Job, Workbench
 
 logger = logging.getLogger("nystra_bench")
@@ -69,8 +69,7 @@ class Latency(Measurement):
     row_columns = ("entry", "round", "ms")
 
     def settings(self, known: Circumstances) -> dict:
-        machine = {"hardware": known.hardware, "threads": known.threads, "torch": known.torch}
-        return machine | {"timing": dict(known.timing), "references": known.references, "source": known.source}
+        return known.machine | {"timing": dict(known.timing), "references": known.references}
 
     def run(self, bench: Workbench, jobs: list[Job]) -> None:
         TimedSession(bench, jobs).run()
@@ -154,7 +153,7 @@ class TimedSession:
         except MemoryError as error:
             self._fail(self.jobs, error)
             return
-        entries = self._warm_entries(self.timing, self.clock)
+        entries = self._warm_entries()
         jobs = [job for job in self.jobs if self.names[job.cell.key] in entries]
         if not jobs:
             return
@@ -196,7 +195,7 @@ class TimedSession:
                 traceback.print_exc(file=sys.stderr)
         plug(bench.model, bench.references[FLOOR])
 
-    def _warm_entries(self, timing: Timing, clock: Clock) -> dict[str, Entry]:
+    def _warm_entries(self) -> dict[str, Entry]:
         """The entries whose warm-up succeeds, by name; the cells of the others fail."""
         from nystra_bench.instruments.timer import warm_up
         from nystra_bench.models import forget, setup_seconds
@@ -210,7 +209,7 @@ class TimedSession:
                 entry.prepare()
                 self.bench.guard.check(model)
                 forget(model)  # a calibration, or the look at the memory, may have made what is kept
-                warm_up(entry, timing, clock)
+                warm_up(entry, self.timing, self.clock)
                 entry.setup_ms = 1e3 * setup_seconds(model)
                 entries[name] = entry
             except Exception as error:

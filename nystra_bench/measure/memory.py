@@ -24,8 +24,7 @@ class Memory(Measurement):
     )
 
     def settings(self, known: Circumstances) -> dict:
-        machine = {"hardware": known.hardware, "threads": known.threads, "torch": known.torch}
-        return machine | {"source": known.source}
+        return known.machine
 
     def run(self, bench: Workbench, jobs: list[Job]) -> None:
         self._without_attention: int | None = None

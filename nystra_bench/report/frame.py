@@ -13,6 +13,7 @@ import pandas as pd
 from nystra_bench.instruments.statistics import Ratio
 from nystra_bench.measure.base import Measurement
 from nystra_bench.measure.latency import noise_of
+from nystra_bench.measure.quality import Quality
 from nystra_bench.report.column import Column
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.store import Store
@@ -122,7 +123,7 @@ class ReportData:
     @property
     def images(self) -> pd.DataFrame:
         """One record per configuration, image and metric: ``row, image, height, width, metric, value``."""
-        return self.long.get("quality", pd.DataFrame(columns=["row", "image", "height", "width", "metric", "value"]))
+        return self.long.get("quality", pd.DataFrame(columns=["row", *Quality.row_columns]))
 
     @cached_property
     def sessions(self) -> list[TimingSession]:

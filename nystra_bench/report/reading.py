@@ -112,15 +112,11 @@ def _measured(store: Store, planned: dict, known: _Measurements) -> dict:
     outcome = {"key": planned["key"], "cell": planned["cell"], "parts": planned.get("parts") or {}}
     if planned["status"] == "skipped":
         return outcome | {"status": "skipped", "reason": planned.get("reason")}
-    if result := store.result(planned["key"]):
-        lacking = known.of(planned["cell"]).lacking(result["value"], outcome["parts"])
-        if lacking and result["status"] == "done":
-            told = f"not yet measured: {', '.join(lacking)}"
-            return outcome | {"status": "missing", "reason": told, "result": result}
-        return outcome | {"status": result["status"], "reason": result.get("reason"), "result": result}
-    if failure := store.failure(planned["key"]):
-        return outcome | {"status": failure["status"], "reason": failure.get("reason")}
-    return outcome | {"status": "missing", "reason": "not yet measured"}
+    made = known.of(planned["cell"])
+    status, reason, result = store.outcome(planned["key"], lambda value: made.lacking(value, outcome["parts"]))
+    if status == "missing":
+        reason = reason or "not yet measured"
+    return outcome | {"status": status, "reason": reason, "result": result}
 
 
 def _unique_names(rows: list[_Row]) -> dict[str, dict[str, str]]:

@@ -65,8 +65,8 @@ class Engine:
         with self.store.lock():
             self._start_log()
             self._write_cells(planned)
-            missing = self.missing(planned)
             statuses = [self.status(p)[0] for p in planned]
+            missing = self.missing(planned, statuses)
             print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure", flush=True)
             self._measure(missing)
         return self._report()
@@ -77,7 +77,8 @@ class Engine:
         known = [self.status(p) for p in planned]
         for p, (status, reason) in zip(planned, known, strict=True):
             print(f"{status:9} {p.cell.describe()}{f'  ({reason})' if reason else ''}")
-        print(f"{self.name}: {_summary([status for status, _ in known])}; {len(self.missing(planned))} to measure")
+        statuses = [status for status, _ in known]
+        print(f"{self.name}: {_summary(statuses)}; {len(self.missing(planned, statuses))} to measure")
         return 0
 
     def report_again(self) -> int:
@@ -122,16 +123,12 @@ class Engine:
         """Of a cell, with its reason; a result that lacks what is asked for now is not done."""
         if p.reason:
             return "skipped", p.reason
-        status, reason = self.store.status(p.cell.key)
-        if status == "done" and p.parts:
-            lacking = p.combination.measurement.lacking(self.store.result(p.cell.key)["value"], p.parts)
-            return ("missing", f"not yet measured: {', '.join(lacking)}") if lacking else (status, reason)
-        return status, reason
+        return self.store.outcome(p.cell.key, lambda value: p.combination.measurement.lacking(value, p.parts))[:2]
 
-    def missing(self, planned: list[Planned]) -> list[Planned]:
-        """The cells to measure now."""
+    def missing(self, planned: list[Planned], statuses: list[str]) -> list[Planned]:
+        """The cells to measure now, of those with these statuses."""
         again = {"missing", *self.retried}
-        return [p for p in planned if self.status(p)[0] in again]
+        return [p for p, status in zip(planned, statuses, strict=True) if status in again]
 
     @property
     def cells_file(self) -> Path:

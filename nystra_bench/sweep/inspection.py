@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
+from functools import cache, partial
 from typing import TextIO
 
 from nystra_bench.errors import UserError
@@ -58,16 +60,18 @@ def answer(request: dict) -> dict:
     ``sys_path``: folders with the code of plug-ins.
     """
     sys.path[:0] = request["sys_path"]
+    # Many options share a module, and all modules share what they import: each is looked at once.
+    sources = cache(partial(sources_of, plugins=request["sys_path"]))
     tasks = {key: _task(config) for key, config in request["tasks"].items()}
-    models = {key: _model(config, _uses(request, key, tasks), request) for key, config in request["models"].items()}
+    models = {key: _model(config, _uses(request, key, tasks), sources) for key, config in request["models"].items()}
     occurring = sorted({side for facts in models.values() for sides in facts["windows"].values() for side in sides})
     import torch
 
     return {
         "models": models,
         "tasks": tasks,
-        "attentions": {key: _attention(config, occurring, request) for key, config in request["attentions"].items()},
-        "references": {role: _reference(config, request) for role, config in request["references"].items()},
+        "attentions": {key: _attention(config, occurring, sources) for key, config in request["attentions"].items()},
+        "references": {role: _reference(config, sources) for role, config in request["references"].items()},
         "metrics": {name: _metric(config) for name, config in request["metrics"].items()},
         "devices": {key: _device(config) for key, config in request["devices"].items()},
         "torch": torch.__version__,
@@ -86,7 +90,7 @@ def use(task: str | None, window: int | str | None) -> str:
     return f"{window} {task}"
 
 
-def _model(config: dict, uses: list[tuple[str | None, int | str, list]], request: dict) -> dict:
+def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources: Callable) -> dict:
     from nystra_bench.models import load_configured
     from nystra_bench.models.checkpoints import resolve, sha256
 
@@ -99,7 +103,7 @@ def _model(config: dict, uses: list[tuple[str | None, int | str, list]], request
         "version": model.version,
         "scale": model.scale,
         "channels": model.channels,
-        "sources": sources_of(type(model).__module__, request["sys_path"]),
+        "sources": sources(type(model).__module__),
         "windows": {use(task, window): _sides(model, window, sizes) for task, window, sizes in uses},
     }
 
@@ -129,23 +133,23 @@ def _task(config: dict) -> dict:
     }
 
 
-def _attention(config: dict, windows: list[int], request: dict) -> dict:
+def _attention(config: dict, windows: list[int], sources: Callable) -> dict:
     from nystra_bench.configuration import instantiate
 
     attention = instantiate(config)
     return {
         "version": attention.version,
         "params": {key: value for key, value in config.items() if not key.startswith("_")},
-        "sources": sources_of(type(attention).__module__, request["sys_path"]),
+        "sources": sources(type(attention).__module__),
         "uses": attention.uses() | {"exact": attention.exact},
         "refusals": {str(size): attention.refuses(size, size) for size in windows},
     }
 
 
-def _reference(config: dict, request: dict) -> dict:
+def _reference(config: dict, sources: Callable) -> dict:
     """The same of a reference; ``config`` has the option's ``name``, too."""
     name, config = config["name"], config["config"]
-    return {"name": name, **_attention(config, [], request)}
+    return {"name": name, **_attention(config, [], sources)}
 
 
 def _metric(config: dict) -> dict:

@@ -64,8 +64,21 @@ class Store:
 
     def status(self, key: str) -> tuple[str, str | None]:
         """The status of a cell and its reason: of its result, else of its last failure, else ``missing``."""
-        found = self.result(key) or self.failure(key)
-        return (found["status"], found["reason"]) if found else ("missing", None)
+        return self.outcome(key)[:2]
+
+    def outcome(
+        self, key: str, lacking: Callable[[dict], list[str]] = lambda value: []
+    ) -> tuple[str, str | None, dict | None]:
+        """Status and reason of a cell, and its result where it has one.
+
+        Args:
+            lacking: names what a value does not hold of what is wanted; such a result is there, but not done.
+        """
+        result = self.result(key)
+        if result and result["status"] == "done" and (absent := lacking(result["value"])):
+            return "missing", f"not yet measured: {', '.join(absent)}", result
+        found = result or self.failure(key)
+        return (found["status"], found["reason"], result) if found else ("missing", None, None)
 
     def _read(self, key: str, name: str, statuses: tuple[str, ...]) -> dict | None:
         """A file of a cell that holds what it should, else None."""

@@ -1,11 +1,10 @@
 """Medians, paired ratios and their intervals: by hand, by the binomial distribution, and by simulation."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 
 from nystra_bench.instruments.statistics import (
     ENOUGH,
@@ -16,15 +15,10 @@ from nystra_bench.instruments.statistics import (
     paired_ratio,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("interval_coverage", ROOT / "scripts" / "interval_coverage.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_modules.script("interval_coverage")
 
 
 def level(samples: int, rank: int) -> float:

@@ -1,11 +1,11 @@
 """The training script on a tiny model and made-up photographs: it resumes where it stood, and exports what loads."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
@@ -20,10 +20,7 @@ TINY = ["model.spec.dim=8", "model.spec.depths=[2]", "model.spec.heads=[2]", "pa
 
 @pytest.fixture(scope="module")
 def train():
-    spec = importlib.util.spec_from_file_location("train", ROOT / "scripts" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_modules.script("train")
 
 
 @pytest.fixture(scope="module")
