@@ -134,8 +134,13 @@ class Finding:
 
 
 def findings(data: ReportData) -> list[Finding]:
-    """For each group: its fastest replacement with its deviation, and what the exact and native models take."""
-    return [Finding(short_label(data, group), _finding(data, rows)) for group, rows in groups(data.frame)]
+    """For each group: its fastest replacement with its deviation, and what the exact and native models take.
+
+    Groups in which neither latency nor quality was planned have none.
+    """
+    concerned = data.cells.loc[data.cells["measure"].isin(["latency", "quality"]), "row"]
+    planned = data.frame[data.frame.index.isin(concerned)]
+    return [Finding(short_label(data, group), _finding(data, rows)) for group, rows in groups(planned)]
 
 
 def groups(frame: pd.DataFrame, columns: list[str] = GROUP) -> Iterator[tuple[dict, pd.DataFrame]]:
