@@ -36,7 +36,7 @@ class SyntheticStore:
         self.store = Store(results / "store")
         self.cells: list[dict] = []
 
-    def cell(self, measure: str, attention: str, params: dict | None = None, **changes) -> Cell:
+    def cell(self, measure: str, attention: str, params: dict | None = None, /, **changes) -> Cell:
         """A planned cell; ``changes`` replace its fields, and None leaves one out."""
         content = {
             "measure": {"name": measure, "version": "1", "params": {}},
@@ -147,10 +147,6 @@ class SyntheticStore:
             self.memory(self.cell("memory", name, params))
             if name == "nystra":
                 self.bound(self.cell("bound", name, params), {"matrix_error": [[0.1, 0.2], [0.3, 0.4]]})
-            self.propagation(self.cell("propagation", name, params), (0.1, 0.1), (0.3, 0.05))
-            for mode in ("window", "image"):
-                alone = self.alone("scaling", name, params, shape="swinir_m", mode=mode)
-                self.scaling(alone, {256: 1.0, 1024: 4.1, 4096: 16.5, 16384: 66.0}, "a call would take about 9 s")
         self.skip(self.cell("quality", "refuser"), "refuses <windows> | of 32")
         failing = self.cell("quality", "broken")
         self.store.fail(failing, "failed", "RuntimeError: no <b>luck</b>", "Traceback…")
@@ -175,11 +171,10 @@ def _size(tokens: int, about: dict) -> dict:
 
 def unmeasured(store: SyntheticStore) -> None:
     """A planned sweep of which nothing is measured yet."""
-    for measure in ("quality", "latency", "memory", "bound", "propagation"):
+    for measure in ("quality", "latency", "memory", "bound"):
         store.cell(measure, "exact")
         store.cell(measure, "nystra", NYSTRA)
     store.skip(store.cell("quality", "refuser"), "refuses windows of 32")
-    store.alone("scaling", "exact", shape="swinir_m", mode="window")
 
 
 def not_finite(store: SyntheticStore) -> None:
@@ -203,8 +198,32 @@ def not_finite(store: SyntheticStore) -> None:
         store.latency(store.cell("latency", name, params, **about), [10.0, 10.0], {"exact": [10.0, 10.0]})
         store.memory(store.cell("memory", name, params, **about), nan, infinity, nan)
         store.bound(store.cell("bound", name, params, **about), {"matrix_error": [[number, 0.5]]})
-        store.propagation(store.cell("propagation", name, params, **about), (number, number), (0.5, number))
-        store.scaling(store.alone("scaling", name, params, shape="<&|_%$", mode="window"), {64: number, 256: 1.0})
+
+
+def without_models(store: SyntheticStore) -> None:
+    """Attentions alone, against the number of tokens: measured, ended, not finite, failed and missing."""
+    for mode, growth in (("window", 2.0), ("image", 1.0)):
+        for name, params in (("exact", {}), ("a<b>&|_%$", {}), ("nystra", NYSTRA), ("identity", {})):
+            times = {n: 1e-5 * n ** (growth if name == "exact" else 1.0) for n in (256, 1024, 4096, 16384)}
+            end = "a call would take about 9 s, more than 2 s" if name == "exact" else None
+            store.scaling(store.alone("scaling", name, params, shape="swinir_m", mode=mode), times, end)
+        bad = {256: float("inf"), 1024: float("nan"), 4096: 0.0}
+        store.scaling(store.alone("scaling", "bad", shape="6x30", mode=mode), bad, status="nonfinite", reason="NaN")
+    store.store.fail(store.alone("scaling", "broken", shape="global", mode="window"), "failed", "RuntimeError: no luck")
+    store.alone("scaling", "missing", shape="global", mode="window")
+
+
+def by_layer(store: SyntheticStore) -> None:
+    """Errors layer by layer: measured, none at all, not finite, and missing."""
+    infinity, nan = float("inf"), float("nan")
+    for bias in ("native", "interpolate"):
+        store.propagation(store.cell("propagation", "exact", position_bias=bias), (0.0, 0.0), (0.0, 0.0))
+        for landmarks in (8, 16):
+            cell = store.cell("propagation", "nystra", NYSTRA | {"landmarks": landmarks}, position_bias=bias)
+            store.propagation(cell, (0.1, 0.1), (0.3, 0.05), (1.2, 0.4))
+        cell = store.cell("propagation", "a<b>&|_%$", position_bias=bias)
+        store.propagation(cell, (0.1, 0.2), (infinity, nan), status="nonfinite", reason="NaN")
+    store.cell("propagation", "missing")
 
 
 CASES: dict[str, Callable[[SyntheticStore], None]] = {
@@ -212,5 +231,7 @@ CASES: dict[str, Callable[[SyntheticStore], None]] = {
     "empty": lambda store: None,
     "unmeasured": unmeasured,
     "not_finite": not_finite,
+    "without_models": without_models,
+    "by_layer": by_layer,
 }
 """What tables and figures have to bear, by name: fills an empty store."""
