@@ -79,7 +79,7 @@ class Scaling(Measurement):
     ):
         self.shape, self.mode, self.sizes = shape_of(shape), mode, sizes
         sides_of(sizes, mode)
-        for name, value, least in (("logit_std", logit_std, 0), ("call_s", call_s, 0), ("rounds", rounds, 2)):
+        for name, value, least in (("logit_std", logit_std, 0), ("call_s", call_s, 0), ("rounds", rounds, 1)):
             if not value > least:
                 raise UserError(f"measure.{name}={value} is out of range: accepted are numbers above {least}")
         self.logit_std, self.call_s = float(logit_std), float(call_s)
