@@ -106,7 +106,7 @@ class Scaling(Measurement):
         fitting = [job for job in jobs if self._stands_alone(bench, job)]
 
         def progress(done: int, of: int) -> None:
-            bench.tell_start(fitting, silent_s=len(fitting) * (10 * self.call_s + 2 * self.timing["budget_s"]))
+            bench.tell_start(fitting, silent_s=2 * len(fitting) * self.call_s + self.timing["budget_s"])
 
         records = time_attention(
             {job.cell.key: job.attention for job in fitting},
