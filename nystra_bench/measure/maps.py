@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 FILE = "maps.npz"
 """Beside a result: ``image`` (H, W, C), and of the n-th map ``map<n>`` and ``exact<n>``, (height, width) in tokens."""
 
+QUERY, BOX = ("query_row", "query_column"), ("top", "left", "height", "width")
+"""Columns of the long form, in pixels of the input."""
+
 Query = tuple[int, int]
 
 
@@ -46,7 +49,7 @@ class Maps(Measurement):
                "shown counted as one token: the share of attention that is given to other tokens. Mean over the "
                "maps.", 4),
     )  # fmt: skip
-    row_columns = ("map", "layer", "head", "row", "column", "top", "left", "height", "width", "outside", "map_error")
+    row_columns = ("map", "layer", "head", *QUERY, *BOX, "outside", "map_error")
 
     def __init__(self, layer: int | str = -1, head: int | None = 0, queries: list | None = None):
         if head is not None and head < 0:
@@ -97,8 +100,8 @@ class Maps(Measurement):
         """One record a map; ``map`` is its number in the file ``maps.npz``."""
         return [
             {"map": n, "layer": found["layer"], "head": found["head"]}
-            | dict(zip(("row", "column"), found["query"], strict=True))
-            | dict(zip(("top", "left", "height", "width"), found["box"], strict=True))
+            | dict(zip(QUERY, found["query"], strict=True))
+            | dict(zip(BOX, found["box"], strict=True))
             | {name: number(found[name]) for name in ("outside", "map_error")}
             for n, found in enumerate(value["maps"])
         ]
