@@ -3,9 +3,9 @@
     python scripts/readme_tables.py            # writes them between the README's marks
     python scripts/readme_tables.py --check    # says whether the README holds what it should
 
-A part of the README stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``, NAME being a function below. Sentences state
-what they claim beside their numbers (``claim``): where a new run says otherwise, nothing is written, and the sentence is
-to be written anew.
+A part of the README stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``, NAME being a function below. Sentences
+state what they claim beside their numbers (``claim``): where a new run says otherwise, nothing is written, and the
+sentence is to be written anew.
 """
 
 from __future__ import annotations
@@ -118,16 +118,17 @@ def denoise_says() -> str:
     claim(floor.latency_ms.max() < paper.latency_ms.min(), "no attention is faster still")
     claim(paper.speedup_vs_native.max() < 1.15 and ours.speedup_vs_native.max() < 1.15, "hardly faster than released")
     return prose(f"""
-        What one reads off it, for this model: at window 32 PnP-Nystra with 16 landmarks is {span(paper.speedup_vs_exact)}
-        times as fast as exact attention there, {span(paper.speedup_vs_sdpa)} times as fast as fused exact attention, and
-        hardly faster than the model that was released ({span(paper.speedup_vs_native, 2)} times). But its output is
-        farther from the original ({span(paper.deviation_psnr)} dB) than that of the same model *without any attention*
-        (`identity`, {span(floor.deviation_psnr)} dB), which is faster still. Our `nystra_plus` is as near as
-        {span(ours.deviation_psnr)} dB, loses {span(pd.Series(lost), 2)} dB of PSNR, and is {span(ours.speedup_vs_exact)}
-        and {span(ours.speedup_vs_sdpa)} times as fast as exact and fused exact attention there, but not faster than the
-        released model ({span(ours.speedup_vs_native, 2)} times). The logits of this model reach ±36, where the published
-        kernel's guard at 5 and its unnormalised pseudo-inverse are far from the softmax; a model with small logits may
-        fare better. Measure yours.
+        What one reads off it, for this model: at window 32 PnP-Nystra with 16 landmarks is
+        {span(paper.speedup_vs_exact)} times as fast as exact attention there, {span(paper.speedup_vs_sdpa)} times as
+        fast as fused exact attention, and hardly faster than the model that was released
+        ({span(paper.speedup_vs_native, 2)} times). But its output is farther from the original
+        ({span(paper.deviation_psnr)} dB) than that of the same model *without any attention* (`identity`,
+        {span(floor.deviation_psnr)} dB), which is faster still. Our `nystra_plus` is as near as
+        {span(ours.deviation_psnr)} dB, loses {span(pd.Series(lost), 2)} dB of PSNR, and is
+        {span(ours.speedup_vs_exact)} and {span(ours.speedup_vs_sdpa)} times as fast as exact and fused exact attention
+        there, but not faster than the released model ({span(ours.speedup_vs_native, 2)} times). The logits of this
+        model reach ±36, where the published kernel's guard at 5 and its unnormalised pseudo-inverse are far from the
+        softmax; a model with small logits may fare better. Measure yours.
     """)
 
 
@@ -182,9 +183,9 @@ def baselines_says() -> str:
         the position bias folded in, and computes exactly what a token is to itself
         ([docs/RESEARCH.md](docs/RESEARCH.md)). It is the closest of all linear methods on every model, by
         {span(ahead)} dB, for {span(work)} times the operations of `nystra` 16/6 in the attention and {span(time, 2)}
-        times its latency in the whole model. `folded` exact attention, which is quadratic, is closer still on {folded} of
-        the seven. At window 16 there is little time to gain by any of them: `nystra_plus` is {span(fused, 2)} times as
-        fast as fused exact attention. The gain grows with the window.
+        times its latency in the whole model. `folded` exact attention, which is quadratic, is closer still on {folded}
+        of the seven. At window 16 there is little time to gain by any of them: `nystra_plus` is {span(fused, 2)} times
+        as fast as fused exact attention. The gain grows with the window.
     """)
 
 
