@@ -76,6 +76,13 @@ def method_label(data: ReportData, row: int) -> str:
     return str(record["attention"]) + (f" ({', '.join(words)})" if words else "")
 
 
+def brief_label(data: ReportData, row: int) -> str:
+    """The same for figures, where room is short: ``nystra 16/2`` for 16 landmarks and 2 iterations."""
+    record = data.frame.loc[row]
+    numbers = [str(int(record[name])) for name in ("landmarks", "iterations") if not pd.isna(record[name])]
+    return " ".join(filter(None, [str(record["attention"]), "/".join(numbers), data.details.at[row, "settings"]]))
+
+
 def noise(data: ReportData, session: TimingSession) -> str:
     """What the A/A comparison of a session says."""
     where = ", ".join(filter(None, [short_label(data, session.group), count(session.rounds, "round")]))
@@ -137,11 +144,11 @@ class Finding:
 def findings(data: ReportData) -> list[Finding]:
     """For each group: its fastest replacement with its deviation, and what the exact and native models take.
 
-    None where the sweep asks neither what a replacement costs nor how close it is.
+    Groups in which neither latency nor quality was planned have none.
     """
-    if not {"latency", "quality"} & set(data.measurements):
-        return []
-    return [Finding(short_label(data, group), _finding(data, rows)) for group, rows in groups(data.frame)]
+    concerned = data.cells.loc[data.cells["measure"].isin(["latency", "quality"]), "row"]
+    planned = data.frame[data.frame.index.isin(concerned)]
+    return [Finding(short_label(data, group), _finding(data, rows)) for group, rows in groups(planned)]
 
 
 def groups(frame: pd.DataFrame, columns: list[str] = GROUP) -> Iterator[tuple[dict, pd.DataFrame]]:
