@@ -13,6 +13,7 @@ from nystra_bench.words import ORIGINAL
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.image import AxesImage
 
     from nystra_bench.instruments.attention_maps import AttentionMap
 
@@ -57,7 +58,6 @@ class AttentionMaps(list["AttentionMap"]):
 
     def _draw(self, part: SubFigure, band: list[AttentionMap], across: int) -> None:
         from matplotlib.colors import PowerNorm
-        from matplotlib.ticker import MaxNLocator
 
         exact = next(found for found in band if found.attention == ORIGINAL)
         part.suptitle(f"{exact.layer}, head {exact.head}, query {exact.query}", fontsize=9, fontweight="bold")
@@ -66,7 +66,8 @@ class AttentionMaps(list["AttentionMap"]):
             each.set_axis_off()
         self._whole(axes[0, 0], exact)
         self._neighbourhood(axes[1, 0], exact)
-        scale = PowerNorm(0.5, 0, float(exact.values.max()), clip=True)
+        top = float(exact.values.max())
+        scale = PowerNorm(0.5, 0, top, clip=True)
         methods = [found for found in band if found is not exact]
         largest = max((float(np.abs(m.values - exact.values).max()) for m in methods), default=0) or 1.0
         for column, found in enumerate([exact, *methods], 1):
@@ -75,12 +76,11 @@ class AttentionMaps(list["AttentionMap"]):
             if found is not exact:
                 difference = _on_box(axes[1, column], found, found.values - exact.values, cmap="RdBu_r",
                                      vmin=-largest, vmax=largest)  # fmt: skip
-        bar = {"fraction": 0.05, "aspect": 12, "ticks": MaxNLocator(3)}
-        part.colorbar(weights, ax=axes[0, :], label="weight", extend="max", **bar)
+        _bar(part, weights, axes[0], [0, top / 4, top], "weight", extend="max")
         if methods:
             axes[1, 1].text(1, 0.5, "difference\nfrom exact", transform=axes[1, 1].transAxes, ha="right", va="center",
                             fontsize=8)  # fmt: skip
-            part.colorbar(difference, ax=axes[1, :], label="difference", **bar)
+            _bar(part, difference, axes[1], [-largest, 0, largest], "difference")
 
     def _whole(self, axes: Axes, found: AttentionMap) -> None:
         from matplotlib.patches import Rectangle
@@ -100,12 +100,17 @@ class AttentionMaps(list["AttentionMap"]):
         show(f"{len(self)} attention maps", picture=png(self.figure))
 
 
+def _bar(part: SubFigure, drawn: AxesImage, axes: np.ndarray, ticks: list[float], label: str, **look: object) -> None:
+    bar = part.colorbar(drawn, ax=axes, label=label, fraction=0.05, aspect=12, **look)
+    bar.set_ticks(ticks, labels=[f"{tick:.2g}".replace("-", "−") for tick in ticks])
+
+
 def _title(found: AttentionMap) -> str:
     name = found.attention.replace("(", "\n(", 1)
     return f"{name}\nnot shown: {found.outside:.0%}" if round(found.outside, 2) else name
 
 
-def _on_box(axes: Axes, found: AttentionMap, values: np.ndarray, **look: object):
+def _on_box(axes: Axes, found: AttentionMap, values: np.ndarray, **look: object) -> AxesImage:
     top, left, height, width = found.box
     extent = (left - 0.5, left + width - 0.5, top + height - 0.5, top - 0.5)
     drawn = axes.imshow(values, extent=extent, interpolation="nearest", **look)

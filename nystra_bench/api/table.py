@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nystra_bench.api.pictures import png, show
+from nystra_bench.instruments.statistics import interval_rank
 from nystra_bench.measure.latency import RATIOS, Latency
 from nystra_bench.report.column import Column
 from nystra_bench.report.columns import metric_column, number, table_cell
@@ -112,11 +113,12 @@ class Comparison(pd.DataFrame):
             return f"{about['device']}, {about['dtype']}; nothing was timed."
         median, low, high = (number(value, 3) for value in about["noise"])
         threads = f", {about['threads']} threads" if about["device"] == "cpu" else ""
+        level = 100 * interval_rank(about["rounds"])[1]
         floor = "" if about["floor_ms"] is None else f"; without any attention {number(about['floor_ms'], 1)} ms"
         return (
             f"{about['hardware']}{threads}, {about['dtype']}, PyTorch {about['torch']}, {about['rounds']} rounds; "
-            f"exact attention against itself {median} ({low}–{high}){floor}. Speed-ups with 95 % intervals, ≈1 where "
-            "they contain 1."
+            f"exact attention against itself {median} ({low}–{high}){floor}. Intervals of {level:.1f} %; ≈1 where they "
+            "contain 1."
         )
 
     def _ipython_display_(self) -> None:
