@@ -103,6 +103,7 @@ def run_rounds(
     pair: tuple[str, str],
     seed: int,
     references: Iterable[str] = (),
+    again: bool = True,
 ) -> Ratio:
     """Fill the samples of all entries; returns the A/A interval of ``pair``, two entries of the same thing.
 
@@ -112,11 +113,12 @@ def run_rounds(
 
     Args:
         references: names of entries; the ratio of each to every entry is to be known well, see ``instability``.
+        again: False for the planned rounds alone.
     """
     rng = random.Random(seed)
     _rounds(entries, timing, clock, rng)
     noise, compared = _self_ratio(entries, pair), list(references)
-    if any(instability(name, entries, noise, compared) for name in entries):
+    if again and any(instability(name, entries, noise, compared) for name in entries):
         _rounds(entries, timing, clock, rng)
     return _self_ratio(entries, pair)
 
