@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.exact import ExactAttention
-from nystra_bench.errors import UserError, unknown
+from nystra_bench.errors import UserError, outside_image, unknown
 from nystra_bench.instruments.probes import check_memory, look_at_layers, sites_of, window_matrices
 from nystra_bench.models.windows import Cut
 from nystra_bench.words import ORIGINAL
@@ -61,11 +61,8 @@ def locate_query(cut: Cut, query: tuple[int, int], height: int, width: int) -> S
     Raises:
         UserError: the pixel lies outside of the image.
     """
-    if not (0 <= query[0] < height and 0 <= query[1] < width):
-        raise UserError(
-            f"query={list(query)} lies outside of the image: accepted are rows 0 to {height - 1} and columns 0 to "
-            f"{width - 1}"
-        )
+    if reason := outside_image(query, height, width):
+        raise UserError(reason)
     places, pixel = cut.places(), torch.tensor(query)
     inside = ((places <= pixel) & (pixel < places + cut.stride)).all(-1)
     window, token = (int(number) for number in inside.nonzero()[0])
@@ -124,9 +121,7 @@ def attention_maps(
             check_memory(window, q.shape[1], dtype)
             shown = _checked_heads(layer, q.shape[1], heads)
             call = q.to("cpu", dtype), k.to("cpu", dtype), window
-            return [
-                found for name, a in methods.items() for found in _maps(name, layer, a, call, spots[layer], shown)
-            ]
+            return [found for name, a in methods.items() for found in _maps(name, layer, a, call, spots[layer], shown)]
 
         return look_here
 

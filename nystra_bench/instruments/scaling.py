@@ -50,8 +50,8 @@ def time_attention(
 
     Before a size is measured, its time and memory are predicted from the last one, in proportion to the operations that
     the method declares (``Attention.flops``; to N^2 where it declares none). A method that would take longer than
-    ``budget_s`` a call, or more memory than is free, ends its curve there, with the reason; it is not called. Before the
-    first size each method is tried on a small window.
+    ``budget_s`` a call, or more memory than is free, ends its curve there, with the reason; it is not called. Before
+    the first size each method is tried on a small window.
 
     Args:
         attentions: by the names that they have in the result.
@@ -128,11 +128,14 @@ class _Curve:
         """How many times the work of the last size a size is: of its operations, and at least of its tokens."""
         before = self.seen.size
         tokens = size.windows * size.tokens / (before.windows * before.tokens)
-        try:
-            now, then = (self.attention.flops(s.windows, shape.heads, s.tokens, *[shape.dim] * 2) for s in (size, before))
-        except NotImplementedError:
-            now, then = (s.windows * s.tokens**2 for s in (size, before))
+        now, then = (self._operations(s, shape) for s in (size, before))
         return max(tokens, now / then if then else 0.0)
+
+    def _operations(self, size: _Size, shape: Shape) -> float:
+        try:
+            return self.attention.flops(size.windows, shape.heads, size.tokens, shape.dim, shape.dim)
+        except NotImplementedError:
+            return size.windows * size.tokens**2
 
     def leave_out(self, size: _Size, kind: str, reason: str) -> None:
         self.ended = kind != "refused"

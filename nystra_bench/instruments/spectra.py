@@ -89,6 +89,7 @@ def attention_spectra(
 
     Raises:
         UserError: the model has no attention, or a method refuses its windows.
+        FloatingPointError: a method's matrices are not finite.
         MemoryError: the matrices of a window do not fit.
         ValueError: ``windows`` or ``values`` is no whole number from 1 on.
     """
@@ -145,7 +146,10 @@ class Spectra:
             found[ORIGINAL].append(numbers | logits | {"matrix_mse": nothing, "spectral_error": nothing})
             for name in list(self.attentions):
                 try:
-                    found[name].append(self._compare(exact, numbers, next(methods[name])))
+                    matrix = next(methods[name])
+                    if not matrix.isfinite().all():
+                        raise FloatingPointError(f"the attention matrices hold NaN or infinite numbers in {layer}")
+                    found[name].append(self._spectrum(matrix) | _errors(exact, numbers, matrix))
                 except Exception as error:
                     self._give_up(name, error)
         for name in self.records:
@@ -163,16 +167,6 @@ class Spectra:
             | {"singular_values": values[:, : self.values]}
             | {"effective_tokens": effective_tokens(matrix), "self_mass": matrix.diagonal(dim1=-2, dim2=-1).mean(-1)}
         )
-
-    def _compare(self, exact: Tensor, numbers: Numbers, matrix: Tensor) -> Numbers:
-        if not matrix.isfinite().all():
-            raise FloatingPointError("the attention matrix holds NaN or infinite numbers")
-        difference = exact - matrix
-        error = {
-            "matrix_mse": difference.double().square().mean((-2, -1)),
-            "spectral_error": spectral_norms(difference) / numbers["singular_values"][:, 0],
-        }
-        return self._spectrum(matrix) | error
 
     def _give_up(self, name: str, error: Exception) -> None:
         if self.failed is None:
@@ -243,6 +237,14 @@ def effective_tokens(matrix: Tensor) -> Tensor:
     weights = matrix.clamp(min=0)
     entropy = -torch.xlogy(weights, weights).sum(-1)
     return entropy.exp().mean(-1).masked_fill((matrix < NEGATIVE).flatten(1).any(-1), torch.nan)
+
+
+def _errors(exact: Tensor, numbers: Numbers, matrix: Tensor) -> Numbers:
+    difference = exact - matrix
+    return {
+        "matrix_mse": difference.double().square().mean((-2, -1)),
+        "spectral_error": spectral_norms(difference) / numbers["singular_values"][:, 0],
+    }
 
 
 def _records(name: str, layer: str, tokens: int, found: list[Numbers]) -> list[dict]:

@@ -91,7 +91,7 @@ def use(task: str | None, window: int | str | None) -> str:
 
 
 def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources: Callable) -> dict:
-    from nystra_bench.models import load_configured
+    from nystra_bench.models import load_configured, named_attention_sites
     from nystra_bench.models.checkpoints import resolve, sha256
 
     model = load_configured(config)
@@ -103,6 +103,7 @@ def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources
         "version": model.version,
         "scale": model.scale,
         "channels": model.channels,
+        "layers": list(named_attention_sites(model)),
         "sources": sources(type(model).__module__),
         "windows": {use(task, window): _sides(model, window, sizes) for task, window, sizes in uses},
     }
