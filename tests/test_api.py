@@ -450,17 +450,27 @@ def test_maps_are_the_instruments(model, noisy):
     assert all(np.array_equal(a.values, b.values) and a.box == b.box for a, b in zip(maps, expected, strict=True))
     exact = [found for found in maps if found.attention == "exact"]
     assert all(found.values.sum() + found.outside == pytest.approx(1, abs=1e-5) for found in exact)
-    assert [len(band) for band in maps.bands()] == [2, 2, 2, 2]
 
 
-def test_the_picture_of_maps_has_a_panel_for_each(model, noisy):
-    maps = attention_maps(model, noisy, [(3, 5)], list_layers(model)[0], [0, 1], ["nystra", "identity"])
-    figure = maps.figure()
-    drawn = [axes for part in figure.subfigs for axes in part.axes if axes.images]
-    weights = [axes.images[0] for axes in drawn if axes.get_title().startswith(("exact", "nystra", "identity"))]
-    assert len(weights) == 2 * 3
-    for band in (weights[:3], weights[3:]):  # one scale for all methods
-        assert len({(image.norm.vmin, image.norm.vmax) for image in band}) == 1
+def test_the_table_of_maps_tells_what_is_misplaced(model, noisy):
+    maps = attention_maps(model, noisy, [(3, 5), (20, 30)], -1, 1, ["identity", "sdpa"])
+    table = maps.table()
+    assert list(table.columns) == ["attention", "layer", "head", "query", "outside", "map_error"]
+    assert (table[table.attention == "exact"].map_error == 0).all()
+    assert (table[table.attention == "sdpa"].map_error < 1e-5).all()
+    exact, identity = (m for m in maps if m.query == (20, 30) and m.attention in ("exact", "identity"))
+    expected = 1 - exact.values[identity.values == 1].item()  # all weight on the token itself
+    found = table[(table.attention == "identity") & (table["query"] == (20, 30))].map_error.item()
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_pictures_of_maps_have_a_panel_for_each(model, noisy):
+    maps = attention_maps(model, noisy, [(3, 5), (9, 9)], [0, 1], [0, 2], ["nystra", "identity"])
+    figures = maps.figures()
+    assert len(figures) == 2 * 2
+    for figure in figures:
+        titles = [axes.get_title().split("\n")[0] for axes in figure.axes if axes.get_title()]
+        assert [title for title in titles if not title.startswith("input")] == ["exact", "nystra", "identity"] * 2
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 
 from nystra_bench.api.images import Image, to_array, to_input
 from nystra_bench.api.maps import AttentionMaps
-from nystra_bench.api.options import Attentions, check_layers, check_sites, named
+from nystra_bench.api.options import Attentions, check_sites, list_layers, named
 from nystra_bench.errors import UserError, unknown
 from nystra_bench.instruments.timer import Timing
 from nystra_bench.words import ORIGINAL
@@ -69,7 +69,7 @@ def attention_maps(
     model: nn.Module,
     image: Image,
     queries: Sequence[tuple[int, int]],
-    layers: Sequence[str] | str,
+    layers: Sequence[str | int] | str | int,
     heads: Sequence[int] | int | None = None,
     attentions: Attentions = METHODS,
 ) -> AttentionMaps:
@@ -79,29 +79,29 @@ def attention_maps(
         model: of ``load_model``; it is left as it was.
         image: what the model restores; see ``Image``.
         queries: rows and columns of pixels.
-        layers: names of layers; ``list_layers(model)`` has them.
+        layers: names of layers, or their numbers in ``list_layers(model)``, from 0 on or from -1 back.
         heads: their numbers, from 0 on; None takes all.
         attentions: as for ``compare``; exact attention is there in any case, and first.
 
     Returns:
         A list with a map for each attention, layer, query and head: ``values``, the weights in tokens, which fill the
         ``box`` (top, left, height, width in pixels), and ``outside``, the weight that is not shown. Notebooks show it
-        as a picture, ``figure()`` gives that.
+        as pictures, ``figures()`` gives them, ``table()`` how much of the attention goes to other tokens.
 
     Raises:
         UserError: a layer, head or pixel does not exist, or an attention refuses the windows.
 
     >>> model = load_model("swinir_denoise_w8")
     >>> sample = next(load_task("denoise", sigma=25, limit=1, crop=64).samples())
-    >>> maps = attention_maps(model, sample.degraded, [(20, 30)], list_layers(model)[0], heads=0)
+    >>> maps = attention_maps(model, sample.degraded, [(20, 30)], layers=0, heads=0)
     >>> [found.attention for found in maps], maps[0].values.shape
     (['exact', 'nystra', 'nystra_plus'], (8, 8))
     """
     from nystra_bench.instruments.attention_maps import attention_maps as find
+    from nystra_bench.measure.maps import layer_name
 
-    check_sites(model)
-    layers = [layers] if isinstance(layers, str) else list(layers)
-    check_layers(model, layers)
+    known = list_layers(model)
+    layers = [layer_name(layer, known) for layer in ([layers] if isinstance(layers, (str, int)) else layers)]
     heads = [heads] if isinstance(heads, int) else heads if heads is None else list(heads)
     x = to_input(image, model)
     pixels = [_pixel(query) for query in queries]

@@ -13,7 +13,7 @@ from torch import nn
 from nystra_bench import models
 from nystra_bench.attention.base import Attention
 from nystra_bench.configuration import Catalogue, configs_folder, instantiate
-from nystra_bench.errors import UserError, did_you_mean, unknown
+from nystra_bench.errors import UserError, did_you_mean
 from nystra_bench.models import load_model, named_attention_sites
 from nystra_bench.models.checkpoints import resolve
 from nystra_bench.tasks.base import Task
@@ -196,18 +196,6 @@ def check_sites(model: object) -> None:
         f"model={type(model).__name__} {what}: accepted are models of load_model(NAME) and of other code whose "
         "attentions are nystra_bench.models.windows.WindowAttention"
     )
-
-
-def check_layers(model: nn.Module, layers: Iterable[str]) -> None:
-    """Hold names to those of a model's layers with attention.
-
-    Raises:
-        UserError: one is none.
-    """
-    known = list_layers(model)
-    for layer in layers:
-        if layer not in known:
-            raise unknown("layer", layer, known)
 
 
 @contextmanager

@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 DPI = 100
 
 
-def png(draw: Callable[[], Figure], dpi: int = DPI) -> bytes:
-    """A figure of the report's style as a PNG file."""
+def pngs(draw: Callable[[], list[Figure]], dpi: int = DPI) -> list[bytes]:
+    """Figures, drawn in the report's style, as PNG files."""
     from nystra_bench.report.plotting import style
 
-    file = io.BytesIO()
     with style():
-        draw().savefig(file, format="png", dpi=dpi)
+        return [_saved(figure, dpi) for figure in draw()]
+
+
+def _saved(figure: Figure, dpi: int) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
     return file.getvalue()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nystra_bench.api.pictures import png, show
+from nystra_bench.api.pictures import pngs, show
 from nystra_bench.instruments.statistics import interval_rank
 from nystra_bench.measure.latency import RATIOS, Latency
 from nystra_bench.report.column import Column
@@ -123,7 +123,8 @@ class Comparison(pd.DataFrame):
 
     def _ipython_display_(self) -> None:
         show(self.to_string(), html=self._repr_html_())
-        show("pictures", picture=png(self.figure))
+        for picture in pngs(lambda: [self.figure()]):
+            show("pictures", picture=picture)
 
 
 def _enlarged(image: np.ndarray, height: int, width: int) -> np.ndarray:
