@@ -237,8 +237,8 @@ def test_all_forms_of_an_image_are_the_same_input(model, tmp_path):
 
 def test_models_of_one_channel_take_grey_images():
     grey = SwinIR(SwinIRSpec(channels=1, out_channels=1, dim=8, depths=(1,), heads=(2,), window=8)).eval()
-    image = np.linspace(0, 1, 64).reshape(8, 8)
-    assert to_input(image, grey).shape == to_input(image[..., None], grey).shape == (1, 1, 8, 8)
+    image = np.linspace(0, 1, 256).reshape(16, 16)
+    assert to_input(image, grey).shape == to_input(image[..., None], grey).shape == (1, 1, 16, 16)
     assert compare(grey, image, "identity", timing=None).figure() is not None
     with pytest.raises(UserError, match=r"\(8, 8, 3\) does not fit a model of 1 channels: accepted are"):
         to_input(np.zeros((8, 8, 3)), grey)
@@ -380,7 +380,10 @@ def test_super_resolution_is_compared_and_drawn_in_its_own_size():
         ({"attentions": []}, "attentions is empty: accepted are"),
         ({"attentions": ["exact", "exact"]}, "exact is there twice: accepted is"),
         ({"attentions": {"exact": "nystra"}}, "exact is the name of a reference: accepted is"),
+        ({"attentions": {"native": "nystra"}}, "native is the name of a reference: accepted is"),
+        ({"attentions": {"exact_again": "exact"}}, "exact_again is the name of a reference: accepted is"),
         ({"attentions": ["exact", 3]}, "attention=3 is no attention: accepted are"),
+        ({"attentions": [["exact"]]}, r"attention=\['exact'\] is no attention: accepted are"),
         ({"metrics": ["psnr"]}, "metrics=psnr needs clean=: accepted"),
         ({"metrics": ["native_deviation_psnr"]}, "metrics=native_deviation_psnr needs released=: accepted"),
         ({"metrics": ["pnsr"]}, r"metrics=pnsr is unknown \(did you mean psnr\?\)"),
@@ -393,6 +396,11 @@ def test_super_resolution_is_compared_and_drawn_in_its_own_size():
 def test_arguments_that_do_not_fit(model, noisy, arguments, said):
     with pytest.raises(UserError, match=said):
         compare(model, noisy, timing=None, **arguments)
+
+
+def test_the_released_model_is_another_one(model, noisy):
+    with pytest.raises(UserError, match="released is the model itself: accepted is another one"):
+        compare(model, noisy, released=model, timing=None)
 
 
 def test_timing_keeps_off_other_runs(model, noisy):
@@ -478,7 +486,7 @@ def test_the_pictures_of_maps_have_a_panel_for_each(model, noisy):
     [
         ({"layers": "layers.7"}, "layer=layers.7 is unknown.*accepted are layers.0"),
         ({"heads": 9}, "head=9 does not exist in layer .*: accepted are 0 to 3"),
-        ({"queries": [(32, 0)]}, r"query=\[32, 0\] lies outside of the image: accepted are rows 0 to 31"),
+        ({"queries": [(32, 0)]}, r"query=\[32, ?0\] lies outside of the image: accepted are rows 0 to 31"),
         ({"queries": [5]}, "query=5 is no pixel: accepted are a row and a column"),
         ({"attentions": "nystra(landmarks=65)"}, "exceed the 64 tokens"),
     ],

@@ -13,6 +13,7 @@ from nystra_bench.api.options import Attentions, catalogue, check_sites, load_at
 from nystra_bench.api.race import Race
 from nystra_bench.api.subject import Result, Subject
 from nystra_bench.api.table import Comparison
+from nystra_bench.attention.base import Attention
 from nystra_bench.configuration import instantiate
 from nystra_bench.errors import UserError, unknown
 from nystra_bench.instruments.timer import Timing
@@ -72,15 +73,15 @@ def compare(
     >>> table = compare(model, sample.degraded, ["exact", "identity"], clean=sample.clean, timing=None)
     >>> list(table.columns)
     ['deviation_psnr', 'deviation_ssim', 'psnr', 'ssim', 'status', 'reason']
-    >>> table.deviation_psnr["exact"], bool(table.psnr["identity"] < table.psnr["exact"])
+    >>> float(table.deviation_psnr["exact"]), bool(table.psnr["identity"] < table.psnr["exact"])
     (inf, True)
     """
     check_sites(model)
     references = {name: load_attention(name) for name in REFERENCES}
     chosen = named(attentions, references)
-    for label in chosen.keys() & references.keys():
-        if chosen[label] is not references[label]:
-            raise UserError(f"attentions: {label} is the name of a reference: accepted is another name for this one")
+    _check_names(chosen, references)
+    if released is model:
+        raise UserError("released is the model itself: accepted is another one, load_model(NAME), in its own window")
     subject = Subject(model, to_input(image, model), released)
     scores = Scores(subject, clean, metrics, convention)
     with own_attention(model):
@@ -95,6 +96,14 @@ def compare(
     exact = [label for label, attention in chosen.items() if attention.exact]
     pictures = {"input": as_image(subject.x), "clean": scores.clean, f"original\n({ORIGINAL})": original}
     return Comparison.of(found, outputs, pictures, exact, scores.described, about)
+
+
+def _check_names(chosen: Mapping[str, Attention], references: Mapping[str, Attention]) -> None:
+    """Hold the names of references to the references."""
+    for label, attention in chosen.items():
+        role = label.removesuffix("_again")  # what is timed twice
+        if role in (*references, RELEASED) and attention is not references.get(label):
+            raise UserError(f"attentions: {label} is the name of a reference: accepted is another name for this one")
 
 
 class Scores:

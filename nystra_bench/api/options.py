@@ -177,7 +177,8 @@ def named(attentions: Attentions, known: Mapping[str, Attention] | None = None) 
     for label, attention in pairs:
         if label in found:
             raise UserError(f"attentions: {label} is there twice: accepted is a mapping that gives each its name")
-        found[label] = (known or {}).get(attention) if attention in (known or {}) else attention_of(attention)
+        is_known = known is not None and isinstance(attention, str) and attention in known
+        found[label] = known[attention] if is_known else attention_of(attention)
     if not found:
         raise UserError(f"attentions is empty: {_ACCEPTED}, or several of them")
     return found
