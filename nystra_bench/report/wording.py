@@ -29,6 +29,11 @@ TIMING = (
 )
 
 
+def originals(data: ReportData) -> str:
+    """What is meant by the originals; empty where no row has a model."""
+    return ORIGINALS if data.frame["bias"].notna().any() else ""
+
+
 def group_label(group: dict | pd.Series, columns: list[str] = GROUP) -> str:
     """The values of a group in words: ``swinir_w8, window 32, bias drop, denoise (sigma=25), bundled, cpu float32``.
 
@@ -88,6 +93,9 @@ def noise(data: ReportData, session: TimingSession) -> str:
 
 
 def noise_lines(data: ReportData) -> list[str]:
+    """One sentence for each timing session; none where the sweep times no model."""
+    if "latency" not in data.measurements:
+        return []
     return [noise(data, session) for session in data.sessions] or ["No timing session: the noise floor is unknown."]
 
 
@@ -127,7 +135,12 @@ class Finding:
 
 
 def findings(data: ReportData) -> list[Finding]:
-    """For each group: its fastest replacement with its deviation, and what the exact and native models take."""
+    """For each group: its fastest replacement with its deviation, and what the exact and native models take.
+
+    None where the sweep asks neither what a replacement costs nor how close it is.
+    """
+    if not {"latency", "quality"} & set(data.measurements):
+        return []
     return [Finding(short_label(data, group), _finding(data, rows)) for group, rows in groups(data.frame)]
 
 

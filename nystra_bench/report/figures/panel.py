@@ -50,6 +50,7 @@ class VisualPanel(Figure):
     """
 
     place = 3
+    made_of = ("quality",)
 
     def __init__(
         self,
