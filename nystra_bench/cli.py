@@ -181,7 +181,8 @@ def compose_config(arguments: Arguments) -> tuple[dict, Catalogue]:
             _check_sweep(arguments.sweep, catalogue)
             given = settings_of(arguments.sweep, catalogue)
             _check_settings(given, base)
-            words += [f"+sweep={arguments.sweep}", *given, *arguments.settings]  # of two for one setting the last counts
+            # Of two words for one setting the last counts: the user's.
+            words += [f"+sweep={arguments.sweep}", *given, *arguments.settings]
             composed = compose("config", overrides=words)
         config = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -290,6 +291,6 @@ def _check_folders(results: object, name: object) -> None:
     fits = all(part.strip() and not part.startswith(".") for part in parts) and parts[0] != "store"
     if isinstance(name, (list, dict)) or not fits:
         raise UserError(
-            f"name={name} is no folder name: accepted are names, or names joined by /, without a dot in front and other "
-            "than store"
+            f"name={name} is no folder name: accepted are names, or names joined by /, without a dot in front and "
+            "other than store"
         )

@@ -63,6 +63,10 @@ class Table(ABC):
         """Sentences below the readable table."""
         return []
 
+    def missed(self, data: ReportData) -> bool:
+        """Whether readers are told that there is nothing to show."""
+        return is_missed(self, data)
+
 
 class Figure(ABC):
     """A figure, or several of one kind (one for each model, say).

@@ -35,6 +35,7 @@ def render(data: ReportData, tables: list[Part], figures: list[Part], config_yam
         timing=wording.TIMING,
         originals=wording.originals(data),
         conventions=wording.conventions(data),
+        untrained=wording.untrained(data),
         environments=[json.dumps(environment, indent=1, ensure_ascii=False) for environment in data.environments],
         config=config_yaml,
     )
