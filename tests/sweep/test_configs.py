@@ -10,8 +10,8 @@ OWN = OptionFolder(configs_folder())
 
 
 def test_every_file_is_an_option_of_a_known_choice():
-    files = list(configs_folder().glob("*/*.yaml"))
-    assert {file.parent.name for file in files} <= set(CHOICES)
+    files = list(configs_folder().glob("*/**/*.yaml"))
+    assert {file.relative_to(configs_folder()).parts[0] for file in files} <= set(CHOICES)
     assert len(files) == sum(len(OWN.subjects(choice)) for choice in CHOICES)
     assert all(file.stem == file.stem.lower() for file in files)
 

@@ -271,7 +271,7 @@ class PaperTimings(OfPaper):
         self.settings = list(settings)
 
     def table(self, data: ReportData) -> pd.DataFrame:
-        """One row for each timed row of a setting, and one for a setting that was not timed."""
+        """One row for each timed row of a setting; of one that was not timed, the paper's numbers."""
         records = [record for setting in self.settings for record in self._records(data, setting)]
         return pd.DataFrame(records)
 
@@ -282,7 +282,8 @@ class PaperTimings(OfPaper):
         shown = {"setting": f"{setting['measured']['model']}, {setting['input']}", "window": rows["window"].iloc[0]}
         timed = rows[data.details["latency_input"].loc[rows.index] == setting["input"]]
         if timed.empty:
-            yield shown | {"method": "all", "device": "", "status": _worst(rows)}
+            status = _why_untimed(rows[rows["latency_ms"].isna()])
+            yield from (shown | record | {"status": status} for record in self._untimed(setting))
         for index, row in timed.iterrows():
             paper = self._paper(setting, row["attention"], data.details.at[index, "params"], row["device"])
             share = 1 - row["floor_ms"] / row["latency_ms"]
@@ -290,6 +291,12 @@ class PaperTimings(OfPaper):
             known = {"method": _method(row), "device": row["device"], "attention_share": share, "status": row["status"]}
             ratio = row["speedup_vs_exact"] / paper.get("paper_speedup", float("nan"))
             yield shown | known | kept | paper | {"speedup_ratio": ratio, "reason": row["reason"]}
+
+    def _untimed(self, setting: Mapping) -> list[dict]:
+        """What the paper has of a setting that was not timed here, or one row without numbers."""
+        methods = {"original": (ORIGINAL, {}), "pnp_nystra": stands_for("pnp_nystra", setting.get("nystra", {}))}
+        found = [{"method": name} | self._paper(setting, name, params, "cpu") for name, params in methods.values()]
+        return found if "published" in setting else [{"method": "all"}]
 
     def _paper(self, setting: Mapping, attention: str, params: Mapping, device: str) -> dict[str, float]:
         """The paper's latency of what this attention stands for, and the speed-up of its method; on a CPU alone."""
@@ -317,9 +324,12 @@ class PaperTimings(OfPaper):
         return [how, *untrained(data), f"Noise floor (A/A): {' '.join(noise_lines(data))}"]
 
 
-def _worst(rows: pd.DataFrame) -> str:
-    told = rows["reason"].dropna()
-    return f"{rows['status'].iloc[0]}" + (f": {told.iloc[0]}" if len(told) else "")
+def _why_untimed(rows: pd.DataFrame) -> str:
+    """Status and reason of the first of these rows, none of which has a latency."""
+    if rows.empty:
+        return "missing: the sweep has no such cell"
+    status, reason = rows["status"].iloc[0], plain(rows["reason"].iloc[0])
+    return f"{status}: {reason}" if reason else status
 
 
 def _method(row: pd.Series) -> str:
