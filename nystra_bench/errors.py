@@ -20,6 +20,15 @@ def did_you_mean(value: object, accepted: Iterable[str], prefix: str = "") -> st
     return f" (did you mean {prefix}{near[0]}?)" if near else ""
 
 
+def outside_image(query: tuple[int, int], height: int, width: int) -> str | None:
+    """Why a pixel (row, column) is none of an image of this size; None where it is one."""
+    row, column = query
+    if 0 <= row < height and 0 <= column < width:
+        return None
+    accepted = f"accepted are rows 0 to {height - 1} and columns 0 to {width - 1}"
+    return f"query=[{row},{column}] lies outside of the image: {accepted}"
+
+
 def unknown(option: str, value: object, accepted: Iterable[object]) -> UserError:
     """The error for a value that is none of the accepted ones, with the nearest of them proposed."""
     names = [str(name) for name in accepted]

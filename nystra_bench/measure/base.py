@@ -13,7 +13,7 @@ Planning and the report import no torch, the worker no pandas: import both where
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -122,6 +122,17 @@ class Measurement:
         had = value.get("parts") or {}
         return [name for name, identity in parts.items() if had.get(name) != identity]
 
+    def refuses(self, layers: Sequence[str], sizes: Sequence[tuple[int, int]]) -> str | None:
+        """Why it cannot be taken of a model, as one clause that names what is accepted; None where it can.
+
+        It is asked where there is a model.
+
+        Args:
+            layers: names of the model's attentions, in their order.
+            sizes: heights and widths of the degraded images; empty where there is no task, or it lacks its images.
+        """
+        return None
+
     # ----------------------------------------------------------------- measuring, in the worker
 
     def run(self, bench: Workbench, jobs: list[Job]) -> None:
@@ -203,6 +214,11 @@ def check_columns(measurements: Mapping[str, Measurement], taken: Mapping[str, s
                     "no other has"
                 )
             owners[column] = f"measure={name}"
+
+
+def without_attention(layers: Sequence[str]) -> str | None:
+    """Why a measurement that looks at attentions refuses a model without any."""
+    return None if layers else "the model has no attention to look at: accepted are models with windowed attentions"
 
 
 def number(value: Any) -> float:

@@ -92,7 +92,7 @@ def use(task: str | None, window: int | str | None) -> str:
 
 def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources: Callable) -> dict:
     """Of a model whose official weights were not fetched there is nothing to tell but how to get them."""
-    from nystra_bench.models import load_configured
+    from nystra_bench.models import load_configured, named_attention_sites
 
     try:
         model = load_configured(config)
@@ -105,6 +105,7 @@ def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources
         "version": model.version,
         "scale": model.scale,
         "channels": model.channels,
+        "layers": list(named_attention_sites(model)),
         "sources": sources(type(model).__module__),
         "windows": {use(task, window): _sides(model, window, sizes) for task, window, sizes in uses},
     }

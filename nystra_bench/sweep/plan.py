@@ -122,6 +122,8 @@ class Planner:
         content = {"measure": self._measure(c), **self._content(c, window)}
         content |= {"device": c.device.name, "dtype": c.dtype, "settings": self._settings(c, machine, known)}
         reason = _untrained(c, model) or _refusal(self._sides(c, model), window, attention, machine, model, task)
+        if model and not reason:
+            reason = c.measurement.refuses(model["layers"], [tuple(size) for size in task["sizes"]] if task else [])
         uses = attention["uses"] if attention else {}
         return Planned(Cell.of(content), c, window, uses, reason, c.measurement.parts(known))
 

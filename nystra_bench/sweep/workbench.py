@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nystra_bench.attention.base import Attention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.configuration import instantiate
+from nystra_bench.errors import UserError
 from nystra_bench.instruments.environment import environment, usable_cores
 from nystra_bench.instruments.memory_guard import MemoryGuard
 from nystra_bench.measure.base import Measured, measurement
@@ -64,7 +65,8 @@ def status_of(error: BaseException) -> str:
 
 def reason_of(error: BaseException) -> str:
     said = str(error).strip()
-    return (said if isinstance(error, NotFinite) else f"{type(error).__name__}: {said}").splitlines()[0][:300]
+    is_sentence = isinstance(error, (NotFinite, UserError))
+    return (said if is_sentence else f"{type(error).__name__}: {said}").splitlines()[0][:300]
 
 
 class Workbench:
@@ -140,6 +142,11 @@ class Workbench:
         """(height, width, C) -> (1, C, height, width) on the device, in the session's or the given precision."""
         tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].contiguous()
         return tensor.to(self.device, dtype or self.dtype)
+
+    def first_tile(self, x: Tensor) -> Tensor:
+        """Of an input (1, C, height, width) the first tile, where the run cuts images into tiles; else all of it."""
+        tile = (self.request["tiling"] or {}).get("tile")
+        return x[..., :tile, :tile]
 
     # ----------------------------------------------------------------- running the model
 
