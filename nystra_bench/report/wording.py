@@ -76,6 +76,13 @@ def method_label(data: ReportData, row: int) -> str:
     return str(record["attention"]) + (f" ({', '.join(words)})" if words else "")
 
 
+def brief_label(data: ReportData, row: int) -> str:
+    """The same for figures, where room is short: ``nystra 16/2`` for 16 landmarks and 2 iterations."""
+    record = data.frame.loc[row]
+    numbers = [str(int(record[name])) for name in ("landmarks", "iterations") if not pd.isna(record[name])]
+    return " ".join(filter(None, [str(record["attention"]), "/".join(numbers), data.details.at[row, "settings"]]))
+
+
 def noise(data: ReportData, session: TimingSession) -> str:
     """What the A/A comparison of a session says."""
     where = ", ".join(filter(None, [short_label(data, session.group), count(session.rounds, "round")]))
