@@ -173,11 +173,14 @@ def test_a_table_of_other_models_holds_no_published_number(data, synthetic):
             assert table.nothing(data) and not table.missed(data)
             assert not set(table.models) & {m for t in TABLES.values() if not isinstance(t, StandIns) for m in t.models
                                             if not m.startswith("dehazeformer")}, name  # fmt: skip
-    cell = synthetic.cell("quality", "exact", model=MODEL | {"name": "uformer_denoise", "weights": "01" * 32})
-    synthetic.quality(cell, [{"psnr_rgb": 30.0, "ssim_rgb": 0.9}])
+    about = PAPERS | {"model": {"name": "uformer_denoise", "weights": "01" * 32}}
+    for name, params in (("exact", {}), ("nystra", NYSTRA), ("nystra", NYSTRA | {"landmarks": 8})):
+        cell = synthetic.cell("quality", name, params, **about)
+        synthetic.quality(cell, [{"psnr_rgb": 30.0 - len(params), "ssim_rgb": 0.9}])
     filled = load(synthetic.write(), synthetic.sweep)
     frame = TABLES["paper_table2_bundled"].table(filled)
-    assert len(frame) == 1 and "published" not in frame
+    assert list(frame["psnr_lost"]) == [0, 4] and "published" not in frame
+    assert list(TABLES["paper_table7_bundled"].table(filled)["landmarks"].dropna()) == [32, 8]
     assert TABLES["paper_table2"].table(filled)["measured"].eq(30.0).sum() == 0
 
 

@@ -356,16 +356,41 @@ def _timed_cell(row: pd.Series, column: Column) -> TableCell:
 
 
 class StandIns(OfPaper):
-    """The rows of a table's models that are not the paper's: bundled ones, or released ones that it does not have.
+    """The rows of models that are not the paper's, in the form of one of its tables: bundled ones, or other released.
 
     No published number stands in it, since none is of these models.
+
+    Args:
+        title, models, columns, stem: see ``OfPaper``.
+        measure: which the rows have.
+        where: columns of table.csv with the values that the rows have.
+        parameters: the same of an attention's parameters, where it takes them.
     """
 
-    place = 0
+    def __init__(
+        self,
+        title: str,
+        models: list[str],
+        columns: list[str],
+        measure: str = "quality",
+        where: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        stem: str | None = None,
+    ):
+        super().__init__(title, models, columns, stem)
+        self.measure, self.where, self.parameters = measure, dict(where or {}), dict(parameters or {})
+
+    def nothing(self, data: ReportData) -> str | None:
+        return super().nothing(data) or ("The sweep has no such rows." if self.table(data).empty else None)
 
     def table(self, data: ReportData) -> pd.DataFrame:
         frame = with_losses(data.frame, GROUP)
-        return frame[frame["model"].isin(self.models)]
+        measured = data.cells["row"][data.cells["measure"] == self.measure]
+        fits = frame["model"].isin(self.models) & frame.index.isin(measured) & _agrees(frame, self.where)
+        params = data.details["params"]
+        for name, value in self.parameters.items():
+            fits &= params.map(lambda own, name=name, value=value: own.get(name, value) == value).astype(bool)
+        return frame[fits]
 
     def readable(self, data: ReportData) -> ReadableTable:
         return readable_table(data, self.table(data), self.columns)
