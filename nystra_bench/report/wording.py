@@ -156,11 +156,11 @@ class Finding:
 def findings(data: ReportData) -> list[Finding]:
     """For each group: its fastest replacement with its deviation, and what the exact and native models take.
 
-    None where the sweep asks neither what a replacement costs nor how close it is.
+    Groups in which neither latency nor quality was planned, or all of it skipped, have none.
     """
-    if not {"latency", "quality"} & set(data.measurements):
-        return []
-    return [Finding(short_label(data, group), _finding(data, rows)) for group, rows in groups(data.frame)]
+    concerned = data.cells["measure"].isin(["latency", "quality"]) & (data.cells["status"] != "skipped")
+    planned = data.frame[data.frame.index.isin(data.cells.loc[concerned, "row"])]
+    return [Finding(short_label(data, group), _finding(data, rows)) for group, rows in groups(planned)]
 
 
 def groups(frame: pd.DataFrame, columns: list[str] = GROUP) -> Iterator[tuple[dict, pd.DataFrame]]:
