@@ -80,9 +80,10 @@ class SyntheticStore:
         """The input and clean image of a cell's task."""
         self.store.write_arrays(self.store.panel_images(cell, "image0"), input=degraded, clean=clean)
 
-    def latency(self, cell: Cell, samples: list[float], companions: dict, **about) -> None:
+    def latency(self, cell: Cell, samples: list[float], companions: dict, size: tuple = (48, 64), **about) -> None:
+        """``size``: height and width of the input."""
         value = {"samples_ms": samples, "first_ms": 2 * samples[0], "setup_ms": 5.0, "companions": companions}
-        self._save(cell, value | {"height": 48, "width": 64, "batch": 1, "seed": 0}, **about)
+        self._save(cell, value | {"height": size[0], "width": size[1], "batch": 1, "seed": 0}, **about)
 
     def memory(self, cell: Cell, peak: float = 512.0, gflops: float = 12.5, attention: float = 3.1) -> None:
         self._save(cell, {"peak_mb": peak, "method": "RSS", "gflops": gflops, "attention_gflops": attention})

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # planning and tables do not pay for matplotlib
 
 
 def is_missed(part: Table | Figure, data: ReportData) -> bool:
-    """Whether readers are told that a table or figure has nothing to show: where measurements it is made of are not done.
+    """Whether readers are told that a table or figure has nothing to show: where what it is made of is not done.
 
     Otherwise it does not apply to the sweep, and is left out of the page.
     """
@@ -62,6 +62,10 @@ class Table(ABC):
     def notes(self, data: ReportData) -> list[str]:
         """Sentences below the readable table."""
         return []
+
+    def missed(self, data: ReportData) -> bool:
+        """Whether readers are told that there is nothing to show."""
+        return is_missed(self, data)
 
 
 class Figure(ABC):

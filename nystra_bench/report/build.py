@@ -124,7 +124,7 @@ def _table(name: str, config: Mapping[str, Any], data: ReportData, folder: Path)
         if reason := table.nothing(data):
             for ending in TABLE_ENDINGS:
                 (folder / f"{stem}.{ending}").unlink(missing_ok=True)
-            return Part(name, title, problem=reason, applies=is_missed(table, data), place=table.place)
+            return Part(name, title, problem=reason, applies=table.missed(data), place=table.place)
         grid, notes = table.readable(data), table.notes(data)
         write_atomically(folder / f"{stem}.csv", table.table(data).to_csv(index=False))
         write_atomically(folder / f"{stem}.md", markdown(title, grid, notes))

@@ -106,6 +106,18 @@ def noise_lines(data: ReportData) -> list[str]:
     return [noise(data, session) for session in data.sessions] or ["No timing session: the noise floor is unknown."]
 
 
+def untrained(data: ReportData) -> list[str]:
+    """One sentence on the models whose weights are random; none where all are trained."""
+    models = [content["model"] for content in data.contents if "model" in content]
+    names = sorted({model["name"] for model in models if model.get("untrained")})
+    if not names:
+        return []
+    return [
+        f"The weights of {', '.join(names)} are random, in the published model's size: what a pass costs is measured "
+        "on them, and nothing else; no number of quality or closeness is of them."
+    ]
+
+
 def conventions(data: ReportData) -> list[str]:
     """One sentence for each metric: its unit and convention, or why there is none."""
     lines = []
@@ -144,10 +156,10 @@ class Finding:
 def findings(data: ReportData) -> list[Finding]:
     """For each group: its fastest replacement with its deviation, and what the exact and native models take.
 
-    Groups in which neither latency nor quality was planned have none.
+    Groups in which neither latency nor quality was planned, or all of it skipped, have none.
     """
-    concerned = data.cells.loc[data.cells["measure"].isin(["latency", "quality"]), "row"]
-    planned = data.frame[data.frame.index.isin(concerned)]
+    concerned = data.cells["measure"].isin(["latency", "quality"]) & (data.cells["status"] != "skipped")
+    planned = data.frame[data.frame.index.isin(data.cells.loc[concerned, "row"])]
     return [Finding(short_label(data, group), _finding(data, rows)) for group, rows in groups(planned)]
 
 

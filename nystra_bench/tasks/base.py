@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from nystra_bench.errors import Absent
 from nystra_bench.metrics.conventions import RGB8, Convention
-from nystra_bench.tasks.datasets import BUNDLED, Picture, central, digest, pictures
+from nystra_bench.tasks.datasets import BUNDLED, Picture, central, digest, folder_of, pictures
 from nystra_bench.tasks.degradations import generator
 from nystra_bench.text import printable
 
@@ -84,7 +84,8 @@ class SyntheticTask(Task):
     """A seeded degradation of clean images; subclasses say which.
 
     Args:
-        images: ``bundled``, or a folder of clean images.
+        images: ``bundled``, one of the bundled images by name, a folder of clean images, or one of a fetched data set,
+            as ``set5/HR``.
         limit: number of images; None takes all.
         crop: side of the central crop in pixels; None takes whole images.
         seed: of the degradation; an image's depends on the task, its id and the seed alone.
@@ -99,7 +100,14 @@ class SyntheticTask(Task):
     def __init__(self, images: str = "bundled", limit: int | None = None, crop: int | None = None, seed: int = 0):
         self.seed = seed
         self.images = str(images)
-        self.pictures = pictures(self.images, limit, crop)
+        self._absent: str | None = None
+        try:
+            self.pictures = pictures(self.images, limit, crop)
+        except Absent as absent:
+            self.pictures, self._absent = [], str(absent)
+
+    def available(self) -> str | None:
+        return self._absent
 
     def prepare(self, clean: np.ndarray) -> np.ndarray:
         """The clean image as it is restored and compared: cut to a size that the degradation needs."""
@@ -115,7 +123,7 @@ class SyntheticTask(Task):
 
     @property
     def dataset(self) -> str:
-        return self.images if self.images in BUNDLED else printable(Path(self.images).expanduser().resolve().name)
+        return self.images if self.images in BUNDLED else printable(folder_of(self.images).resolve().name)
 
     def samples(self) -> Iterator[Sample]:
         return map(self._sample, self.pictures)
