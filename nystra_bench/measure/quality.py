@@ -121,7 +121,10 @@ class Comparison:
 
     @cached_property
     def unavailable(self) -> dict[str, str]:
-        return {name: reason for name, m in self.metrics.items() if (reason := m.available())}
+        scale = self.task.scale
+        sizes = [(height * scale, width * scale) for height, width in self.task.sizes()]
+        reasons = {n: m.available() or m.too_large_for(sizes, self.task.convention) for n, m in self.metrics.items()}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def measure(self, job: Job, quality: Quality) -> Measured:
         stored = self.bench.store.result(job.cell.key)

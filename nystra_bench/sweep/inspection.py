@@ -101,6 +101,7 @@ def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources
         "weights": sha256(path),
         "path": str(path),
         "version": model.version,
+        "settings": dict(getattr(model, "settings", {})),
         "scale": model.scale,
         "channels": model.channels,
         "sources": sources(type(model).__module__),
@@ -129,6 +130,7 @@ def _task(config: dict) -> dict:
         "scale": task.scale,
         "channels": task.channels,
         "sizes": sizes,
+        "notes": [] if reason else task.notes(),
         "largest_side": max(map(max, sizes), default=0),
     }
 
