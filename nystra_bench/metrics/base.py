@@ -35,7 +35,7 @@ class Metric:
     higher_is_better: ClassVar[bool] = True
 
     smallest: int = 1
-    """Pixels a side that an image must have, the convention's border left out; where one has fewer, the metric is n/a."""
+    """Pixels a side that images must have, the convention's border left out; where one has fewer, the metric is n/a."""
 
     def __init__(self, against: str = "truth", convention: str | None = None):
         if against not in TARGETS:

@@ -140,11 +140,11 @@ DEHAZE = Convention("dehazeformer", rounded=False, pooled=True)
 """The evaluation of DehazeFormer (arXiv 2204.03883) on RESIDE."""
 
 SR_Y = Convention("sr_y", colour="y")
-"""Super-resolution; with the border of a scale see :func:`super_resolution`. Grey images are colour images here, too, as
-in SwinIR's test code, whose Y is then 219/255 as contrasted as the image is: 1.32 dB more than in ``sr_y_matlab``."""
+"""Super-resolution; with the border of a scale see :func:`super_resolution`. Grey images are colour images here, too,
+as in SwinIR's test code: their Y has 219/255 of their contrast, which gives 1.32 dB more than ``sr_y_matlab``."""
 
 SR_Y_MATLAB = Convention("sr_y_matlab", colour="y or grey")
-"""The same in the MATLAB code of SRCNN and its successors: a grey image is compared as it is (Set14 has one, bridge)."""
+"""The same as in the MATLAB code of SRCNN and its successors: grey images (Set14's ``bridge``) stay as they are."""
 
 SR_GREY = {"colour": SR_Y, "as_is": SR_Y_MATLAB}
 """How the grey images of a set are looked at."""
@@ -163,7 +163,7 @@ def super_resolution(scale: int, grey: str = "colour") -> Convention:
     """The super-resolution literature's since SRCNN: Y of the 8-bit image, ``scale`` pixels of border left out.
 
     Args:
-        grey: how grey images are looked at: ``colour``, as SwinIR's test code reads them, or ``as_is``, as MATLAB's does.
+        grey: how grey images are looked at: ``colour``, as in SwinIR's test code, or ``as_is``, as in MATLAB's.
 
     Raises:
         UserError: it is neither.

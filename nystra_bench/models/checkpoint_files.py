@@ -15,7 +15,7 @@ from nystra_bench.errors import UserError
 
 ACCEPTED = "accepted is a .safetensors file or a .pth file of tensors"
 
-_AVERAGED = ("params_ema", "ema", "model_ema", "state_dict_ema", "ema_state_dict", "net_g_ema", "generator_ema", "g_ema")
+_AVERAGED = ("params_ema", "ema", "model_ema", "state_dict_ema", "ema_state_dict", "net_g_ema", "generator_ema")
 _TRAINED = ("params", "state_dict", "model_state_dict", "model", "net", "network", "net_g", "netG", "generator")
 WRAPPERS = (*_AVERAGED, *_TRAINED, "weights", "model_weights", "module")
 """Keys under which published checkpoints hold their state dict, the preferred first: averaged weights before others."""

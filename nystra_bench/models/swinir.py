@@ -342,9 +342,7 @@ def _infer_upsampler(state: Mapping[str, Tensor], channels: int) -> dict:
     return {"upsampler": "pixelshuffle", "scale": scale, **found}
 
 
-def load_swinir(
-    weights: str, expect: Mapping[str, object] | None = None, image_range: float | None = None
-) -> SwinIR:
+def load_swinir(weights: str, expect: Mapping[str, object] | None = None, image_range: float | None = None) -> SwinIR:
     """A SwinIR with the weights of a file (or bundled weights by name), its shape read off them.
 
     Args:
@@ -359,7 +357,7 @@ def load_swinir(
     if image_range is None:
         return build(resolve(weights), "SwinIR", infer_spec, SwinIR, expect)
     if not 0 < image_range < math.inf:
-        raise UserError(f"model.image_range={image_range} is out of range: accepted are 1, 255, other numbers above 0, or null")
+        raise UserError(f"model.image_range={image_range} is out of range: accepted are numbers above 0, or null")
 
     def given(state: Mapping[str, Tensor]) -> SwinIRSpec:
         return replace(infer_spec(state), image_range=float(image_range))

@@ -265,7 +265,7 @@ class WindowedModel(nn.Module):
     window_size: int
 
     settings: Mapping[str, object] = MappingProxyType({})
-    """What decides the numbers besides weights, window and bias mode, as plain JSON; it is part of a result's identity."""
+    """What decides the numbers besides weights, window and bias mode, as plain JSON; a result's identity holds it."""
 
     def resize_windows(self, window_size: int, position_bias: str) -> Self:
         """Work on other windows, in place; bias and shift mask are fitted to them, or left out (``drop``)."""

@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from nystra_bench.errors import UserError
-from nystra_bench.tasks.image_files import ENDINGS, frames, image_files, image_size, left_out, read_image, some
+from nystra_bench.tasks.image_files import (
+    ENDINGS,
+    existing_folder,
+    frames,
+    image_files,
+    image_size,
+    left_out,
+    read_image,
+    some,
+)
 from nystra_bench.text import printable
 
 _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field")
@@ -50,7 +59,7 @@ def pictures(images: str, limit: int | None = None, crop: int | None = None) -> 
         UserError: the folder is absent or holds no image, or a number is out of range.
     """
     check_limits(limit, crop)
-    found = _bundled(images) if images in BUNDLED else _in_folder(Path(str(images)).expanduser())
+    found = _bundled(images) if images in BUNDLED else _in_folder(str(images))
     return [_cropped(picture, crop) for picture in found[:limit]]
 
 
@@ -124,14 +133,15 @@ def _continued(rows: np.ndarray) -> np.ndarray:
     return np.where(last >= 0, np.take_along_axis(rows, last.clip(0), 1), np.nan)
 
 
-def _in_folder(folder: Path) -> list[Picture]:
+def _in_folder(images: str) -> list[Picture]:
     accepted = f"accepted are {', '.join(BUNDLED)}, or a folder with images ({ENDINGS})"
-    if not folder.is_dir():
-        raise UserError(f"task.images={folder} is no folder: {accepted}")
+    folder, given = existing_folder(images), f"task.images={printable(images)}"
+    if folder is None:
+        raise UserError(f"{given} is no folder: {accepted}")
     files = image_files(folder)
     if not files:
         others = left_out(folder)
-        raise UserError(f"task.images={folder} holds no image{f', but {others}' if others else ''}: {accepted}")
+        raise UserError(f"{given} holds no image{f', but {others}' if others else ''}: {accepted}")
     stems = [file.stem for file in files]
     count = Counter(stems)
     ids = [stem if count[stem] == 1 else file.name for stem, file in zip(stems, files, strict=True)]

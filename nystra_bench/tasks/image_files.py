@@ -52,9 +52,24 @@ def some(names: list[str], count: int = 3) -> str:
     return ", ".join(shown) + (", …" if len(names) > count else "")
 
 
+def existing_folder(text: str) -> Path | None:
+    """The folder of that path; None where there is none, or can be none: links in circles, a name that is too long."""
+    try:
+        folder = Path(text).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
 def _entries(folder: Path) -> Iterator[os.DirEntry]:
-    with os.scandir(folder) as entries:
-        yield from (entry for entry in entries if not entry.name.startswith("."))
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry for entry in entries if not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(
+            f"the images' folder {printable(str(folder))} cannot be read ({error.strerror}): accepted is one that this "
+            "user may read"
+        ) from error
 
 
 def _is_image(entry: os.DirEntry) -> bool:

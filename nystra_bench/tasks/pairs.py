@@ -24,7 +24,7 @@ from nystra_bench.tasks.datasets import (
     frames_note,
     from_file,
 )
-from nystra_bench.tasks.image_files import ENDINGS, image_files, left_out, some
+from nystra_bench.tasks.image_files import ENDINGS, existing_folder, image_files, left_out, some
 from nystra_bench.text import printable
 
 HELP = "see docs/DATASETS.md and python -m nystra_bench.fetch"
@@ -80,8 +80,8 @@ class PairedTask(Task):
     def folder(self) -> Path:
         if reason := self.available():
             raise UserError(reason)
-        folder = Path(str(self.root)).expanduser()
-        if not folder.is_dir():
+        folder = existing_folder(str(self.root))
+        if folder is None:
             raise UserError(f"task.root={self.root} is no folder: accepted is one {self.layout} ({HELP})")
         return folder
 
@@ -195,7 +195,9 @@ class FolderPairs(PairedTask):
         told = [f"{self._given}: left out are {others}; taken are {ENDINGS}"] if others else []
         if unnamed := self._unnamed():
             names = f"task.degraded_name={self.degraded_name} or task.clean_name={self.clean_name}"
-            told.append(f"{self._given}: left out are {len(unnamed)} images that are not named as {names} says ({some(unnamed)})")
+            told.append(
+                f"{self._given}: {len(unnamed)} images are left out that {names} does not fit ({some(unnamed)})"
+            )
         return told + super().notes()
 
     def _unnamed(self) -> list[str]:

@@ -103,7 +103,7 @@ class SuperResolutionPairs(FolderPairs):
 
 
 def _identity(scale: int, grey: str) -> dict:
-    """``grey`` stands in it where it is not the usual one: the cells of those who never heard of it stay what they are."""
+    """``grey`` stands in it only where it is not the usual one: the other cells stay what they were."""
     return {"scale": scale} | ({} if grey == "colour" else {"grey": grey})
 
 
