@@ -100,7 +100,7 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
 def _is_regular(info: zipfile.ZipInfo) -> bool:
     """Whether a zip's member is a regular file; Unix keeps the mode, of links and devices too, in the upper half."""
     kind = stat.S_IFMT(info.external_attr >> 16)
-    return not info.is_dir() and kind in (0, stat.S_IFREG)
+    return not info.filename.endswith("/") and kind in (0, stat.S_IFREG)
 
 
 def _copy(content: IO[bytes], out: IO[bytes], archive: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -54,13 +55,16 @@ def read(path: Path) -> object:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript, which is refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"model.weights={path} {_refused(error)}: {ACCEPTED}") from error
     except UserError:
         raise
     except Exception as error:
+        if "TorchScript" in str(error):
+            raise UserError(f"model.weights={path} is a TorchScript archive: {ACCEPTED}") from error
         raise UserError(f"model.weights={path} cannot be read ({first_line(error)}): {ACCEPTED}") from error
 
 
