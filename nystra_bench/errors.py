@@ -14,6 +14,10 @@ class UserError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+class Absent(UserError):
+    """Something known is not on this machine yet; the message says how to get it. In a sweep it is a skipped row."""
+
+
 def did_you_mean(value: object, accepted: Iterable[str], prefix: str = "") -> str:
     """The nearest of the accepted names, as a clause to add to a message; empty where none is near."""
     near = difflib.get_close_matches(str(value), list(accepted), n=1, cutoff=0.5)

@@ -14,6 +14,17 @@ from nystra_bench.models import forget, plug, setup_seconds
 from nystra_bench.words import RELEASED
 
 
+class ForwardPass:
+    """A call of a model, which keeps its last output."""
+
+    def __init__(self, forward: Callable[[nn.Module], Tensor], model: nn.Module):
+        self.forward, self.model = forward, model
+        self.output: Tensor | None = None
+
+    def __call__(self) -> None:
+        self.output = self.forward(self.model)
+
+
 @dataclass(frozen=True)
 class ForwardTimer:
     """Interleaved timing of a model under several attentions, and of the released model where that is another.
@@ -39,7 +50,7 @@ class ForwardTimer:
 
     def _entry(self, model: nn.Module, attention: Attention | None) -> Entry:
         prepare = (lambda: None) if attention is None else (lambda: plug(model, attention))
-        return Entry(prepare, lambda: self.forward(model))
+        return Entry(prepare, ForwardPass(self.forward, model))
 
     def model_of(self, name: str) -> nn.Module:
         """The model that the entry of this name calls."""
@@ -60,7 +71,7 @@ class ForwardTimer:
             The entries whose output is not finite, with a reason; and the A/A interval of ``pair``.
         """
         broken = _settle(entries)
-        return broken, run_rounds(entries, self.timing, self.clock, pair, seed, compared)
+        return broken, run_rounds(entries, self.timing, self.clock, pair, seed, compared, self.timing.again)
 
 
 def add_twin(entries: dict[str, Entry], references: Iterable[str]) -> tuple[str, str]:
@@ -71,10 +82,15 @@ def add_twin(entries: dict[str, Entry], references: Iterable[str]) -> tuple[str,
 
 
 def _settle(entries: dict[str, Entry]) -> dict[str, str]:
-    """Call each once more before the first round; gives the entries whose output is not finite, with a reason."""
+    """Call each once more before the first round; gives the entries whose output is not finite, with a reason.
+
+    Of a long one the call that warmed it up is looked at.
+    """
     broken = {}
     for name, entry in entries.items():
-        entry.prepare()
-        if not entry.call().isfinite().all():
+        if not entry.long:
+            entry.prepare()
+            entry.call()
+        if not entry.call.output.isfinite().all():
             broken[name] = "the output holds NaN or infinite numbers"
     return broken

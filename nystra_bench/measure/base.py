@@ -92,6 +92,9 @@ class Measurement:
     quiet: ClassVar[bool] = False
     """Whether nothing else may run on the device meanwhile, as for timings."""
 
+    trained: ClassVar[bool] = True
+    """Whether it needs trained weights: False where random ones give the same numbers, as costs are."""
+
     place: ClassVar[int] = 100
     """Within a session measurements run by rising place: timings first, while the process is fresh."""
 

@@ -140,19 +140,17 @@ class Scaling(Measurement):
     @staticmethod
     def _settle(bench: Workbench, job: Job, value: dict, started: float) -> None:
         measured = [size for size in value["sizes"] if size["samples_ms"]]
-        broken = next((size["reason"] for size in value["sizes"] if size["kind"] == "failed"), None)
-        if broken or not measured:
-            reasons = [size["reason"] for size in value["sizes"]]
-            bench.fail(job, RuntimeError(broken or f"no size was measured: {reasons[-1] if reasons else 'none fits'}"))
+        kinds = {size["kind"]: size["reason"] for size in value["sizes"]}
+        if "failed" in kinds or set(kinds) == {"refused"}:
+            bench.fail(job, RuntimeError(kinds.get("failed") or f"no size fits: {kinds['refused']}"))
             return
         unstable = [size for size in measured if size["unstable"]]
         infinite = [size["tokens"] for size in measured if not size["finite"]]
         if infinite:
             said = "nonfinite", f"at N = {infinite[0]} the output holds NaN or infinite numbers"
-        elif 2 * len(unstable) >= len(measured):
-            said = "unstable", f"{len(unstable)} of {len(measured)} sizes; at N = {unstable[-1]['tokens']}: " + (
-                unstable[-1]["unstable"]
-            )
+        elif unstable and 2 * len(unstable) >= len(measured):
+            last = f"at N = {unstable[-1]['tokens']} {unstable[-1]['unstable']}"
+            said = "unstable", f"{len(unstable)} of {len(measured)} sizes are unstable: {last}"
         else:
             said = "done", None
         bench.save(job, Measured(value, *said), started)

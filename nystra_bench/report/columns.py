@@ -60,6 +60,9 @@ _KNOWN = [
     Column("dtype", "dtype", "Precision of the computation."),
     Column("kernel", "kernel", "Which of PyTorch's kernels computed the attention, where it has the choice."),
     Column("measure_parameters", "measured", "Parameters of the measurements that have any."),
+    Column("psnr_lost", "PSNR lost (dB)", "PSNR on RGB of exact attention in the same model, window and bias mode, "
+           "less the method's; below 0 the method is better.", 2),
+    Column("ssim_lost", "SSIM lost", "The same of SSIM.", 4),
     Column("status", "status", "The worst of the row's measures: done, skipped, unstable, nonfinite (NaN or "
            "infinite outputs), missing or a failure."),
     Column("reason", "reason", "Why a row is not done."),
@@ -135,6 +138,11 @@ def ratio(row: pd.Series, column: Column) -> TableCell:
     """A speed-up with its interval; hidden without a deviation beside it, and ≈1 where it cannot be told from 1."""
     if row.filter(like="deviation_").isna().all():
         return replace(EMPTY, hint="Not shown: no deviation was measured, and a speed-up means nothing without one.")
+    return interval_cell(row, column)
+
+
+def interval_cell(row: pd.Series, column: Column) -> TableCell:
+    """A ratio of latencies with its interval; ≈1 where it cannot be told from 1."""
     value, low, high = (float(row[column.name + end]) for end in ("", "_low", "_high"))
     interval = f"{number(low, column.digits)}–{number(high, column.digits)}"
     if low <= 1 <= high:

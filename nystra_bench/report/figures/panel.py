@@ -56,6 +56,7 @@ class VisualPanel(Figure):
     """
 
     place = 3
+    made_of = ("quality",)
 
     def __init__(
         self,
