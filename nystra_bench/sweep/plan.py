@@ -47,6 +47,7 @@ class Planned:
             ``exact``.
         reason: why the cell is skipped, if it is.
         parts: what its value is put together from (``Measurement.parts``).
+        unfit: whether it is the measurement that refuses.
     """
 
     cell: Cell
@@ -55,6 +56,7 @@ class Planned:
     uses: dict[str, str | bool]
     reason: str | None
     parts: dict[str, dict]
+    unfit: bool = False
 
     @property
     def status(self) -> str:
@@ -122,10 +124,15 @@ class Planner:
         content = {"measure": self._measure(c), **self._content(c, window)}
         content |= {"device": c.device.name, "dtype": c.dtype, "settings": self._settings(c, machine, known)}
         reason = _untrained(c, model) or _refusal(self._sides(c, model), window, attention, machine, model, task)
-        if model and not reason:
-            reason = c.measurement.refuses(model["layers"], [tuple(size) for size in task["sizes"]] if task else [])
+        unfit = self._unfit(c, model, task) if model and not reason else None
         uses = attention["uses"] if attention else {}
-        return Planned(Cell.of(content), c, window, uses, reason, c.measurement.parts(known))
+        return Planned(Cell.of(content), c, window, uses, reason or unfit, c.measurement.parts(known), bool(unfit))
+
+    @staticmethod
+    def _unfit(c: Combination, model: dict, task: dict | None) -> str | None:
+        """Why the measurement cannot be taken of this model and these images."""
+        sizes = [(height, width) for height, width in task["sizes"]] if task else []
+        return c.measurement.refuses(model["layers"], sizes)
 
     def _content(self, c: Combination, window: int | None) -> dict:
         """What is measured: model, window, bias, task and attention, each where the measurement needs it."""
@@ -235,6 +242,8 @@ def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> N
             raise UserError(f"{given} is used by no cell: accepted beside it are position_bias=interpolate and drop")
         if all(p.reason for p in with_it):
             nearest = max(with_it, key=lambda p: p.window or 0)
+            if all(p.unfit for p in with_it):
+                raise UserError(f"measure={nearest.cell.measure}: {nearest.reason}")
             tail = "" if "accepted" in nearest.reason else f"; accepted are {accepted}"
             raise UserError(f"{given} does not fit: {nearest.reason}{tail}")
 
