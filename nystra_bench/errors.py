@@ -9,6 +9,10 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake of the user; the message names the option, the value, and what would be accepted."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What notebooks show in place of a traceback (IPython asks for it)."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class Absent(UserError):
     """Something known is not on this machine yet; the message says how to get it. In a sweep it is a skipped row."""

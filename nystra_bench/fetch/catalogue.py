@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass, replace
@@ -158,10 +159,11 @@ def data_folder(option: str, given: str) -> Path:
     Raises:
         Absent: the data set was not fetched, or holds no such folder.
     """
-    path = Path(given).expanduser()
     name, _, inside = given.partition("/")
-    if path.is_dir() or name not in names() or find(name).kind != "data":
-        return path
+    if name not in names() or find(name).kind != "data" or Path(given).is_dir():
+        with contextlib.suppress(RuntimeError):  # no such home: no folder either
+            return Path(given).expanduser()
+        return Path(given)
     download = find(name)
     folder = download.target / inside
     if folder.is_dir():

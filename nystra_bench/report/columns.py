@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,6 +84,11 @@ def column(name: str, data: ReportData) -> Column:
     if known := _BY_NAME.get(name) or data.columns.get(name):
         return known
     described = data.descriptions.get(name) or data.descriptions.get(name.removeprefix("input_")) or {}
+    return metric_column(name, described)
+
+
+def metric_column(name: str, described: Mapping[str, Any]) -> Column:
+    """The column of a metric; ``described`` has its ``unit``, ``higher_is_better`` and ``convention``, or is empty."""
     unit = str(described.get("unit") or "")
     header = " ".join(_TITLES.get(word, word) for word in name.split("_"))
     meaning = [text for prefix, text in _AGAINST.items() if name.startswith(prefix)]

@@ -140,7 +140,7 @@ class Planner:
         if c.model:
             about = self._about("models", c.model)
             kept = {k: about.get(k) for k in ("weights", "version", "native_window")}
-            kept |= {"untrained": about["untrained"]} if about.get("untrained") else {}
+            kept |= {k: about[k] for k in ("untrained", "settings") if about.get(k)}
             content["model"] = {"name": _model_name(c.model, self.catalogue), **kept}
         if c.window_size:
             content["window"] = window

@@ -7,14 +7,12 @@ JSON object a line; while a timing runs it says nothing.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from nystra_bench.sweep.cell import canonical_json
-from nystra_bench.sweep.inspection import own_stdout
+from nystra_bench.sweep.inspection import end_with_parent, own_stdout
 from nystra_bench.sweep.workbench import Job, Workbench
 
 
@@ -43,18 +41,6 @@ class Worker:
                 for job in of_kind:
                     if job.cell.key not in self.bench.settled:
                         self.bench.fail(job, error)
-
-
-def end_with_parent() -> None:
-    """End this process when standard input closes, which it does when the parent ends, however it ends."""
-
-    def wait() -> None:
-        # Not sys.stdin: at the end of the interpreter its lock, held by this thread, would be a fatal error.
-        while os.read(0, 4096):
-            pass
-        os._exit(3)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> None:
