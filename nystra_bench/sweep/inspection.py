@@ -164,16 +164,15 @@ def _metric(config: dict) -> dict:
 def _device(config: dict) -> dict:
     import torch
 
-    from nystra_bench.instruments.environment import hardware, usable_cores
+    from nystra_bench.instruments.environment import hardware
+    from nystra_bench.instruments.threads import thread_count
 
-    kind, threads = config.get("_type_"), config.get("threads")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise UserError(f"device.threads={threads} is out of range: accepted are whole numbers from 1 on, or null")
+    kind, threads = config.get("_type_"), thread_count(config.get("threads"))
     if kind == "cuda" and not torch.cuda.is_available():
         return {"refusal": "PyTorch finds no CUDA GPU on this machine"}
     if kind not in ("cpu", "cuda"):
         raise UserError(f"device: _type_={kind} is unknown: accepted are cpu, cuda")
-    return {"refusal": None, "kind": kind, "hardware": hardware(kind), "threads": threads or usable_cores()}
+    return {"refusal": None, "kind": kind, "hardware": hardware(kind), "threads": threads}
 
 
 def main() -> None:

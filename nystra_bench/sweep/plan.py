@@ -90,6 +90,7 @@ def plan(
     Raises:
         UserError: a model does not fit a task, or a value that the user gave fits nowhere.
     """
+    _refuse_absent_devices(combinations, facts["devices"], overrides)
     planner = Planner(facts, catalogue, run)
     planned: dict[str, Planned] = {}
     for combination in combinations:
@@ -207,6 +208,14 @@ def _refusal(
         return f"window_size={window} exceeds the images, whose largest side is {task['largest_side']} pixels"
     refused = [reason for side in sides if attention and (reason := attention["refusals"][str(side)])]
     return machine["refusal"] or next(iter(refused), None)
+
+
+def _refuse_absent_devices(combinations: list[Combination], devices: dict, overrides: Overrides) -> None:
+    """A device that the user gave and the machine lacks is the mistake, whatever else does not fit."""
+    for name in overrides.axes.get("device", []):
+        refusals = [devices[c.device.text]["refusal"] for c in combinations if c.device.name == name]
+        if refusals and all(refusals):
+            raise UserError(f"device={name} does not fit: {refusals[0]}; accepted are cpu, and what else it has")
 
 
 def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from nystra_bench.attention.base import Attention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.configuration import instantiate
-from nystra_bench.instruments.environment import environment, usable_cores
+from nystra_bench.instruments.environment import environment
 from nystra_bench.instruments.memory_guard import MemoryGuard
+from nystra_bench.instruments.threads import thread_count
 from nystra_bench.measure.base import Measured, measurement
 from nystra_bench.models import calibrate, load_configured, plug
 from nystra_bench.models.tiling import restore_in_tiles
@@ -93,7 +94,7 @@ class Workbench:
     def load(self) -> None:
         """Load what the cells need; raises what is wrong with it."""
         request = self.request
-        torch.set_num_threads(request["device"]["threads"] or usable_cores())
+        torch.set_num_threads(thread_count(request["device"]["threads"]))
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(request["tf32"])
         self.references: dict[str, Attention] = {n: instantiate(config) for n, config in request["references"].items()}
         self.task: Task | None = instantiate(request["task"]) if request["task"] else None
