@@ -197,8 +197,8 @@ def _check_settings(words: list[str], base: DictConfig) -> None:
 def _dotted(config: DictConfig, prefix: str = "") -> list[str]:
     keys = []
     for key, value in config.items():
-        nested = isinstance(value, DictConfig) and key != "sweep"
-        keys += _dotted(value, f"{prefix}{key}.") if nested else [f"{prefix}{key}"]
+        name = prefix + str(key)
+        keys += _dotted(value, f"{name}.") if isinstance(value, DictConfig) and key != "sweep" else [name]
     return keys
 
 

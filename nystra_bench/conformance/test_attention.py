@@ -119,7 +119,8 @@ def test_images_and_windows_of_a_batch_do_not_influence_one_another(subject, win
     """The published start ``init=global`` of a pseudo-inverse is the exception; the other one is tested then."""
     attention = make(subject, **({"init": "matrix"} if has_pseudo_inverse(subject) else {}))
     lengths = torch.linspace(0.5, 2, IMAGES * WINDOWS)[:, None, None, None]
-    q, k, v = qkv[0] * lengths, *qkv[1:]
+    q, k, v = qkv
+    q = q * lengths
     with torch.inference_mode():
         together = attention(q, k, v, window)
         for image in range(IMAGES):

@@ -128,7 +128,8 @@ def find(name: str) -> Download:
     Raises:
         UserError: there is none, or its file is malformed.
     """
-    return replace(instantiate(_catalogue().option("download", name)), name=name)
+    found: Download = instantiate(_catalogue().option("download", name))
+    return replace(found, name=name)
 
 
 def cached(name: str) -> Path | None:

@@ -156,8 +156,12 @@ def _of_windows(window: Window, chosen: list[int], count: int) -> Window:
         numbers = window.regions()
         return None if numbers is None else numbers.cpu().repeat(count // len(numbers), 1)[chosen]
 
-    bias = (lambda: window.bias().double().cpu()) if window.has_bias else None
-    return Window(window.height, window.width, bias, regions)
+    def bias() -> Tensor:
+        made = window.bias()
+        assert made is not None  # as has_bias says
+        return made.double().cpu()
+
+    return Window(window.height, window.width, bias if window.has_bias else None, regions)
 
 
 class SpectrumProbe(ExactAttention):

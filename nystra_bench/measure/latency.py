@@ -229,7 +229,10 @@ class TimedSession:
         from nystra_bench.instruments.timer import Entry
         from nystra_bench.models import plug
 
-        prepare = (lambda: None) if attention is None else (lambda: plug(model, attention))
+        def prepare() -> None:
+            if attention is not None:
+                plug(model, attention)
+
         return Entry(prepare, lambda: self.bench.forward(model, self.bench.first_input))
 
     def _settle(self, entries: dict[str, Entry]) -> dict[str, str]:

@@ -135,7 +135,7 @@ class Comparison:
             value | {"describe": describe, "unavailable": self.unavailable},
             "nonfinite" if reason else "done",
             reason,
-            attach=lambda folder: _save_output(folder, *pass_.first),
+            attach=pass_.save_output,
         )
 
 
@@ -166,11 +166,17 @@ class Pass:
                 journal.append(record)
             images.append(record)
             self.bench.alive(self.job, len(images), count)
+        assert self.first is not None, "a task has at least one image"
         self._save_panel_images(self.first[0])
-        value = {"images": images}
+        value: dict[str, Any] = {"images": images}
         if self.of_sets:
             value["set"] = {part: {name: a.result() for name, a in opened.items()} for part, opened in sets.items()}
         return value
+
+    def save_output(self, folder: Path) -> None:
+        """Keep the output of the first image."""
+        assert self.first is not None
+        _save_output(folder, *self.first)
 
     def _output(self, sample: Sample) -> np.ndarray:
         """The attention's output, (height, width, C) float32; the exact attention's own deviation is measured, too."""

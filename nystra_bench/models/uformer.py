@@ -209,6 +209,7 @@ class LeWinBlock(nn.Module):
 
     def modulation(self, size: int) -> Tensor:
         """The modulator (size * size, C), stretched to the window as the bias table is."""
+        assert self.modulator is not None, "asked for where there is one"
         native, weight = self.attn.native, self.modulator.weight
         if size == native:
             return weight
@@ -322,7 +323,7 @@ class Uformer(WindowedModel):
             x = self.get_submodule(name)(x, levels[i])
             skips.append(x)
             x = self.get_submodule(f"dowsample_{i}")(x)
-        x = self.conv(x, levels[SCALES])
+        x = self.get_submodule("conv")(x, levels[SCALES])
         for i, name in enumerate(DECODER):
             x = self.get_submodule(f"upsample_{i}")(x)
             x = self.get_submodule(name)(torch.cat((x, skips.pop()), -1), levels[SCALES - 1 - i])

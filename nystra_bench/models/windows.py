@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,9 @@ def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(b, H, N, d) -> (b, N, H * d)."""
     return x.transpose(1, 2).flatten(2)
+
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class FeedForward(nn.Module):
@@ -262,6 +265,9 @@ class WindowedModel(nn.Module):
     """A model with windowed attentions, which can work on windows of another size than it was trained in."""
 
     window_size: int
+    scale: int
+    channels: int
+    version: str
 
     def resize_windows(self, window_size: int, position_bias: str) -> Self:
         """Work on other windows, in place; bias and shift mask are fitted to them, or left out (``drop``)."""
@@ -307,7 +313,7 @@ def _shifted_maps(model: nn.Module) -> list[ShiftedMaps]:
     return [module for module in model.modules() if isinstance(module, ShiftedMaps)]
 
 
-def plug(model: nn.Module, attention: Attention) -> nn.Module:
+def plug(model: Model, attention: Attention) -> Model:
     """Replace every attention of the model, in place, by this one; returns the model.
 
     Raises:
@@ -336,6 +342,6 @@ def calibrate(model: nn.Module, attention: Attention, images: list[Tensor], rest
     return attention.calibrate(named_attention_sites(model), restore or model, images)
 
 
-def unplug(model: nn.Module) -> nn.Module:
+def unplug(model: Model) -> Model:
     """Give the model its exact attention back, in place; returns the model."""
     return plug(model, ExactAttention())
