@@ -19,6 +19,7 @@ from nystra_bench import __version__
 from nystra_bench.arguments import Arguments, parse, quoted, read, read_parameters
 from nystra_bench.configuration import Catalogue, add_to_path, configs_folder
 from nystra_bench.errors import UserError, did_you_mean, unknown
+from nystra_bench.sweep.files import DISK
 from nystra_bench.sweep.grid import AXES, blocks_of
 
 USAGE = """\
@@ -63,11 +64,25 @@ def main(argv: list[str] | None = None) -> int:
         print("nystra_bench: interrupted; what was measured is kept, the same command goes on", file=sys.stderr)
     except BrokenPipeError:  # the reader of our output went away, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in DISK:
+            return _failed(error)
+        where = f"{error.filename}: " if error.filename else ""
+        accepted = "accepted are folders, of results= too, on a disk with room that this user may use"
+        kept = "what was measured is kept, the same command goes on"
+        said = f"a file cannot be read or written ({where}{error.strerror}): {accepted}; {kept}"
+        print(f"nystra_bench: {said}", file=sys.stderr)
     except Exception as error:
-        if logging.getLogger("nystra_bench").handlers:
-            logging.getLogger("nystra_bench").exception("the harness itself failed")
-        traceback.print_exc()
-        print(f"nystra_bench: the harness itself failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return _failed(error)
+    return 1
+
+
+def _failed(error: Exception) -> int:
+    """What is nobody's mistake but this program's, with its traceback."""
+    if logging.getLogger("nystra_bench").handlers:
+        logging.getLogger("nystra_bench").error("the harness itself failed", exc_info=error)
+    traceback.print_exception(error)
+    print(f"nystra_bench: the harness itself failed: {type(error).__name__}: {error}", file=sys.stderr)
     return 1
 
 

@@ -6,8 +6,9 @@ Feature maps are channels-last, (B, height, width, C), and their sides are multi
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Self, TypeVar
 
 import torch
@@ -268,6 +269,9 @@ class WindowedModel(nn.Module):
     scale: int
     channels: int
     version: str
+
+    settings: Mapping[str, object] = MappingProxyType({})
+    """What decides the numbers besides weights, window and bias mode, as plain JSON; a result's identity holds it."""
 
     def resize_windows(self, window_size: int, position_bias: str) -> Self:
         """Work on other windows, in place; bias and shift mask are fitted to them, or left out (``drop``)."""

@@ -130,7 +130,9 @@ class Planner:
         """What is measured: model, window, bias, task and attention, each where the measurement needs it."""
         content: dict = {}
         if c.model:
-            kept = {k: self._about("models", c.model)[k] for k in ("weights", "version", "native_window")}
+            about = self._about("models", c.model)
+            kept = {k: about[k] for k in ("weights", "version", "native_window")}
+            kept |= {"settings": about["settings"]} if about.get("settings") else {}
             content["model"] = {"name": _model_name(c.model, self.catalogue), **kept}
         if c.window_size:
             content["window"] = window

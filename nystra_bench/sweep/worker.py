@@ -7,13 +7,11 @@ JSON object a line; while a timing runs it says nothing.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from nystra_bench.sweep.inspection import own_stdout
+from nystra_bench.sweep.inspection import end_with_parent, own_stdout
 from nystra_bench.sweep.workbench import Job, Workbench
 
 
@@ -45,18 +43,6 @@ class Worker:
     @staticmethod
     def _place(jobs: list[Job], kind: str) -> int:
         return next(job.measurement.place for job in jobs if job.cell.measure == kind)
-
-
-def end_with_parent() -> None:
-    """End this process when standard input closes, which it does when the parent ends, however it ends."""
-
-    def wait() -> None:
-        # Not sys.stdin: at the end of the interpreter its lock, held by this thread, would be a fatal error.
-        while os.read(0, 4096):
-            pass
-        os._exit(3)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> None:
