@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -162,9 +163,13 @@ def compose_config(arguments: Arguments) -> tuple[dict, Catalogue]:
     read_parameters(arguments, catalogue)
     try:
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
-            _check_settings(arguments.settings, compose("config"))
+            base = compose("config")
+            _check_settings(arguments.settings, base)
             _check_sweep(arguments.sweep, catalogue)
-            composed = _composed(f"+sweep={arguments.sweep}", arguments.settings, search)
+            given = settings_of(arguments.sweep, catalogue)
+            _check_settings(given, base)
+            # Of two words for one setting the last counts: the user's.
+            composed = _composed(f"+sweep={arguments.sweep}", [*given, *arguments.settings], search)
         config = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         told = " ".join(str(error).split())[:300]
@@ -186,6 +191,26 @@ def _composed(sweep: str, settings: list[str], search: list[Path]) -> DictConfig
     with open_dict(composed):
         composed.sweep = compose("config", overrides=[*path, sweep, *of_sweep]).sweep
     return composed
+
+
+def settings_of(sweep: str, catalogue: Catalogue) -> list[str]:
+    """The settings that a sweep brings (``settings:`` in its file), as words that the user's own may follow.
+
+    Raises:
+        UserError: they are no mapping of options to values.
+    """
+    settings = catalogue.option("sweep", sweep).get("settings") or {}
+    if not isinstance(settings, dict):
+        raise UserError(f"sweep.settings={settings} is no mapping: accepted are options of config.yaml with values")
+    return [f"{name}={json.dumps(value)}" for name, value in _flat(settings).items()]
+
+
+def _flat(settings: dict, prefix: str = "") -> dict[str, object]:
+    """Nested settings by their dotted names."""
+    found: dict[str, object] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def _check_sweep(name: str | None, catalogue: Catalogue) -> None:
@@ -221,13 +246,16 @@ def _check_values(config: dict) -> None:
     if config["mode"] not in MODES:
         raise unknown("mode", config["mode"], MODES)
     for key, kinds, least in (
-        ("rounds", int, 3),
+        ("rounds", int, 2),
         ("min_rounds", int, 1),
         ("budget_s", (int, float), 0),
         ("warmup_s", (int, float), 0),
         ("min_sample_ms", (int, float), 0),
     ):
         _check_number(f"timing.{key}", config["timing"][key], kinds, least)
+    for key, value in (("timing.again", config["timing"]["again"]), ("tf32", config["tf32"])):
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={value} is unknown: accepted are true and false")
     if config["tile"] is not None:
         _check_number("tile", config["tile"], int, 64)
         _check_number("tile_overlap", config["tile_overlap"], int, 0)
@@ -236,8 +264,6 @@ def _check_values(config: dict) -> None:
                 f"tile_overlap={config['tile_overlap']} is out of range: accepted are numbers up to half of "
                 f"tile={config['tile']}"
             )
-    if not isinstance(config["tf32"], bool):
-        raise UserError(f"tf32={config['tf32']} is unknown: accepted are true and false")
     _check_number("timeout_s", config["timeout_s"], (int, float), 1)
     _check_number("seed", config["seed"], int, 0)
     _check_folders(config["results"], config["sweep_name"] if config["name"] is None else config["name"])
@@ -276,8 +302,10 @@ def _check_folders(results: object, name: object) -> None:
                 f"{option}={results if option == 'results' else name} holds a name of {len(os.fsencode(part))} bytes: "
                 f"accepted are up to {LONGEST_NAME}"
             )
-    text = str(name)
-    if isinstance(name, (list, dict)) or not text.strip() or text.startswith(".") or "/" in text or text == "store":
+    parts = str(name).split("/")
+    fits = all(part.strip() and not part.startswith(".") for part in parts) and parts[0] != "store"
+    if isinstance(name, (list, dict)) or not fits:
         raise UserError(
-            f"name={name} is no folder name: accepted are names without / and without a dot in front, other than store"
+            f"name={name} is no folder name: accepted are names, or names joined by /, without a dot in front and "
+            "other than store"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from nystra_bench.errors import UserError, unknown
+from nystra_bench.errors import Absent, UserError, unknown
 from nystra_bench.models.checkpoint_files import first_line, state_dict, variants
 
 UNLIKE = (KeyError, ValueError, IndexError, ZeroDivisionError)
@@ -23,6 +23,7 @@ def resolve(weights: str | Path) -> Path:
     """The file of bundled or fetched weights given by name, or of any weights given by path.
 
     Raises:
+        Absent: it is official weights that were not fetched yet.
         UserError: there is no such file.
     """
     from nystra_bench import fetch  # it imports this module
@@ -37,9 +38,7 @@ def resolve(weights: str | Path) -> Path:
         if str(weights) in fetch.names() and fetch.find(str(weights)).kind == "weights":
             if (fetched := fetch.cached(str(weights))) is not None:
                 return fetched
-            raise UserError(
-                f"model.weights={weights} is not on this machine: run python -m nystra_bench.fetch {weights}"
-            )
+            raise Absent(f"model.weights={weights} is not on this machine: {fetch.find(str(weights)).remedy}")
     names = ", ".join(sorted(file.stem for file in BUNDLED.glob("*.safetensors"))) or "none"
     raise UserError(
         f"model.weights={weights} is no file: accepted are the path of a .pth or .safetensors file, "

@@ -18,6 +18,7 @@ from nystra_bench.attention.base import region_mask
 from nystra_bench.errors import UserError
 from nystra_bench.models.checkpoints import build, resolve
 from nystra_bench.models.windows import (
+    Cut,
     FeedForward,
     ShiftedMaps,
     ShiftRegions,
@@ -122,11 +123,15 @@ class SwinBlock(nn.Module):
             mask = region_mask(shift_regions(mask_size, mask_size, size, size // 2))
             self.register_buffer("attn_mask", mask)
 
+    @property
+    def shift(self) -> int:
+        """Tokens by which the map is rolled before it is cut into windows."""
+        return self.attn.size // 2 if self.shifted else 0
+
     def forward(self, x: Tensor, regions: ShiftRegions) -> Tensor:
-        size = self.attn.size
-        shift = size // 2 if self.shifted else 0
+        shift = self.shift
         attend = partial(self.attn, regions=regions if shift else None)
-        x = x + in_windows(self.norm1(x), size, shift, attend)
+        x = x + in_windows(self.norm1(x), self.attn.size, shift, attend)
         return x + self.mlp(self.norm2(x))
 
 
@@ -244,6 +249,12 @@ class SwinIR(WindowedModel):
             if isinstance(block, SwinBlock):
                 block._buffers.pop("attn_mask", None)
         return super().resize_windows(window_size, position_bias)
+
+    def cuts(self, height: int, width: int) -> dict[str, Cut]:
+        size = self.window_size
+        height, width = (-(-side // size) * size for side in (height, width))
+        blocks = {name: block for name, block in self.named_modules() if isinstance(block, SwinBlock)}
+        return {f"{name}.attn": Cut(height, width, size, block.shift) for name, block in blocks.items()}
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

@@ -71,7 +71,7 @@ class Engine:
             self._write_cells(planned)
             statuses = [self.status(p)[0] for p in planned]
             missing = self.missing(planned, statuses)
-            print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure", flush=True)
+            print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure{self._takes(missing)}", flush=True)
             self._measure(missing)
         return self._report()
 
@@ -83,8 +83,14 @@ class Engine:
         for p, (status, reason) in zip(planned, known, strict=True):
             print(f"{status:9} {p.cell.describe()}{f'  ({reason})' if reason else ''}")
         statuses = [status for status, _ in known]
-        print(f"{self.name}: {_summary(statuses)}; {len(self.missing(planned, statuses))} to measure")
+        missing = self.missing(planned, statuses)
+        print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure{self._takes(missing)}")
         return 0
+
+    def _takes(self, missing: list[Planned]) -> str:
+        """How long the whole sweep takes, where it says so and something is left of it."""
+        told = self.config["sweep"].get("takes")
+        return f"; all of it takes {told}" if told and missing else ""
 
     def report_again(self) -> int:
         """Draw again from the store; measures nothing.

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import TextIO
 
-from nystra_bench.errors import UserError
+from nystra_bench.errors import Absent, UserError
 from nystra_bench.instruments.environment import ROOT
 from nystra_bench.instruments.sources import sources_of
 
@@ -132,22 +132,34 @@ def use(task: str | None, window: int | str | None) -> str:
 
 
 def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources: Callable) -> dict:
-    from nystra_bench.models import load_configured
-    from nystra_bench.models.checkpoints import resolve, sha256
+    """Of a model whose official weights were not fetched there is nothing to tell but how to get them."""
+    from nystra_bench.models import load_configured, named_attention_sites
 
-    model = load_configured(config)
-    path = resolve(config["weights"])
+    try:
+        model = load_configured(config)
+    except Absent as absent:
+        return {"refusal": str(absent), "windows": {use(task, window): [] for task, window, _ in uses}}
     return {
+        "refusal": None,
         "native_window": model.window_size,
-        "weights": sha256(path),
-        "path": str(path),
+        **_weights(config, model),
         "version": model.version,
         "settings": dict(getattr(model, "settings", {})),
         "scale": model.scale,
         "channels": model.channels,
+        "layers": list(named_attention_sites(model)),
         "sources": sources(type(model).__module__),
         "windows": {use(task, window): _sides(model, window, sizes) for task, window, sizes in uses},
     }
+
+
+def _weights(config: dict, model) -> dict:
+    """The digest of a model's weights, and what random ones are made from."""
+    from nystra_bench.models.checkpoints import resolve, sha256
+    from nystra_bench.models.untrained import digest, made_from
+
+    untrained = made_from(model)
+    return {"weights": digest(model) if untrained else sha256(resolve(config["weights"])), "untrained": untrained}
 
 
 def _sides(model, window: int | str | None, sizes: list) -> list[int]:

@@ -114,15 +114,17 @@ class Planner:
     def resolve(self, c: Combination) -> Planned:
         model, task = self._about("models", c.model), self._about("tasks", c.task)
         attention, machine = self._about("attentions", c.attention), self.facts["devices"][c.device.text]
-        if model and task:
+        if model and task and not model["refusal"]:
             _check_model_fits(c, model, task)
-        window = c.window_size if isinstance(c.window_size, int) else model["native_window"] if model else None
-        if c.position_bias == "interpolate" and window == model["native_window"]:
+        window = c.window_size if isinstance(c.window_size, int) else model.get("native_window") if model else None
+        if c.position_bias == "interpolate" and window == model.get("native_window"):
             c = replace(c, position_bias="native")  # nothing is stretched: it is the same model
         known = self._circumstances(machine, attention, model)
         content = {"measure": self._measure(c), **self._content(c, window)}
         content |= {"device": c.device.name, "dtype": c.dtype, "settings": self._settings(c, machine, known)}
-        reason = _refusal(self._sides(c, model), window, attention, machine, task)
+        reason = _untrained(c, model) or _refusal(self._sides(c, model), window, attention, machine, model, task)
+        if model and not reason:
+            reason = c.measurement.refuses(model["layers"], [tuple(size) for size in task["sizes"]] if task else [])
         uses = attention["uses"] if attention else {}
         return Planned(Cell.of(content), c, window, uses, reason, c.measurement.parts(known))
 
@@ -131,8 +133,8 @@ class Planner:
         content: dict = {}
         if c.model:
             about = self._about("models", c.model)
-            kept = {k: about[k] for k in ("weights", "version", "native_window")}
-            kept |= {"settings": about["settings"]} if about.get("settings") else {}
+            kept = {k: about.get(k) for k in ("weights", "version", "native_window")}
+            kept |= {k: about[k] for k in ("untrained", "settings") if about.get(k)}
             content["model"] = {"name": _model_name(c.model, self.catalogue), **kept}
         if c.window_size:
             content["window"] = window
@@ -157,7 +159,7 @@ class Planner:
 
     def _circumstances(self, machine: dict, attention: dict | None, model: dict | None) -> Circumstances:
         references = self.facts["references"]
-        code = [about["sources"] for about in (attention, model, *references.values()) if about]
+        code = [about["sources"] for about in (attention, model, *references.values()) if about and "sources" in about]
         return Circumstances(
             hardware=machine.get("hardware"),
             threads=machine.get("threads"),
@@ -201,11 +203,25 @@ def _check_model_fits(c: Combination, model: dict, task: dict) -> None:
             )
 
 
+def _untrained(c: Combination, model: dict | None) -> str | None:
+    """Why a measurement that looks at what a model does is not taken of one with random weights."""
+    if not model or not model.get("untrained") or not c.measurement.trained:
+        return None
+    return f"the weights of {c.model.name} are random, so measure={c.measure.name} would say nothing"
+
+
 def _refusal(
-    sides: list[int], window: int | None, attention: dict | None, machine: dict, task: dict | None
+    sides: list[int],
+    window: int | None,
+    attention: dict | None,
+    machine: dict,
+    model: dict | None,
+    task: dict | None,
 ) -> str | None:
-    if task and task["refusal"]:
-        return task["refusal"]
+    """What is lacking, model and task together, else why the window, the attention or the device does not fit."""
+    lacking = [about["refusal"] for about in (model, task) if about and about["refusal"]]
+    if lacking:
+        return "; ".join(lacking)
     if task and window and window > task["largest_side"]:
         return f"window_size={window} exceeds the images, whose largest side is {task['largest_side']} pixels"
     refused = [reason for side in sides if attention and (reason := attention["refusals"][str(side)])]
@@ -239,6 +255,7 @@ def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned],
             accepted = "native, and windows that images and attentions fit"
             yield f"window_size={value}", accepted, lambda p, v=value: p.window == v
     others = {
+        "model": "models whose weights are there",
         "task": "tasks whose images are there",
         "device": "cpu, and what else this machine has",
         "attention": "attentions that fit the windows",

@@ -211,7 +211,7 @@ class Store:
         name = f"{UNFINISHED}*"
         for pattern in (name, f"*/{name}", f"images/**/{name}"):  # the ids of panels' images may have folders
             yield from self.folder.glob(pattern)
-        for pattern in (f"*/{name}", f"*/*/{name}"):
+        for pattern in (f"*/{name}", f"*/*/{name}", f"*/*/*/{name}"):  # of paper/table2 with its figures, too
             yield from filter(writer, self.folder.parent.glob(pattern))
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from nystra_bench.sweep.cell import canonical_json
 from nystra_bench.sweep.inspection import end_with_parent, own_stdout
 from nystra_bench.sweep.workbench import Job, Workbench
 
@@ -23,26 +24,23 @@ class Worker:
         self.jobs = [Job(**cell) for cell in request["cells"]]
 
     def run(self) -> None:
-        """Measure all cells, one kind of measurement after the other."""
+        """Measure all cells, one measurement after the other; with other parameters it is another measurement."""
         try:
             self.bench.load()
         except Exception as error:
             for job in self.jobs:
                 self.bench.fail(job, error)
             return
-        jobs = self.bench.calibrate(self.jobs)
-        for kind in sorted(dict.fromkeys(job.cell.measure for job in jobs), key=lambda kind: self._place(jobs, kind)):
-            of_kind = [job for job in jobs if job.cell.measure == kind]
+        kinds: dict[str, list[Job]] = {}
+        for job in self.bench.calibrate(self.jobs):
+            kinds.setdefault(canonical_json(job.cell.content["measure"]), []).append(job)
+        for of_kind in sorted(kinds.values(), key=lambda of_kind: of_kind[0].measurement.place):
             try:
                 of_kind[0].measurement.run(self.bench, of_kind)
             except Exception as error:
                 for job in of_kind:
                     if job.cell.key not in self.bench.settled:
                         self.bench.fail(job, error)
-
-    @staticmethod
-    def _place(jobs: list[Job], kind: str) -> int:
-        return next(job.measurement.place for job in jobs if job.cell.measure == kind)
 
 
 def main() -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from nystra_bench.errors import Absent
 from nystra_bench.metrics.conventions import RGB8, Convention
 from nystra_bench.metrics.ssim import SMALLEST
 from nystra_bench.tasks.datasets import (
@@ -21,6 +21,7 @@ from nystra_bench.tasks.datasets import (
     check_limits,
     digest,
     folder_note,
+    folder_of,
     frames_note,
     pictures,
 )
@@ -105,7 +106,8 @@ class SyntheticTask(Task):
     """A seeded degradation of clean images; subclasses say which.
 
     Args:
-        images: ``bundled``, or a folder of clean images.
+        images: ``bundled``, one of the bundled images by name, a folder of clean images, or one of a fetched data set,
+            as ``set5/HR``.
         limit: number of images; None takes all.
         crop: side of the central crop in pixels; None takes whole images.
         seed: of the degradation; an image's depends on the task, its id and the seed alone.
@@ -123,13 +125,20 @@ class SyntheticTask(Task):
         self.seed = seed
         self.images = str(images)
         self._limit, self._crop = limit, crop
-        self._all = pictures(self.images, crop=crop, limit=limit if self.images in BUNDLED else None)
+        self._absent: str | None = None
+        try:
+            self._all = pictures(self.images, crop=crop, limit=limit if self.images in BUNDLED else None)
+        except Absent as absent:
+            self._all, self._absent = [], str(absent)
+
+    def available(self) -> str | None:
+        return self._absent
 
     @cached_property
     def pictures(self) -> list[Picture]:
-        """Those that are large enough, the first ``limit`` of them."""
+        """Those that are large enough, the first ``limit`` of them; none where the data set is absent."""
         chosen = self._large.first(self._all, lambda picture: picture.size(), self._limit)
-        if not chosen:
+        if not chosen and not self._absent:
             raise self._large.nothing(self._given)
         return chosen
 
@@ -143,7 +152,7 @@ class SyntheticTask(Task):
 
     def notes(self) -> list[str]:
         chosen = self.pictures
-        folder = [] if self.images in BUNDLED else folder_note(self._given, Path(self.images).expanduser())
+        folder = [] if self.images in BUNDLED else folder_note(self._given, folder_of(self.images))
         return folder + frames_note(self._given, chosen) + self._large.note(self._given)
 
     def prepare(self, clean: np.ndarray) -> np.ndarray:
@@ -160,7 +169,7 @@ class SyntheticTask(Task):
 
     @property
     def dataset(self) -> str:
-        return self.images if self.images in BUNDLED else printable(Path(self.images).expanduser().resolve().name)
+        return self.images if self.images in BUNDLED else printable(folder_of(self.images).resolve().name)
 
     def samples(self) -> Iterator[Sample]:
         return map(self._sample, self.pictures)

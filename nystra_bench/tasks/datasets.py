@@ -25,9 +25,14 @@ from nystra_bench.tasks.image_files import (
 from nystra_bench.text import printable
 
 _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field")
-BUNDLED = {"bundled": _PHOTOGRAPHS, "stereo": ("motorcycle",), "stereo+bundled": ("motorcycle", *_PHOTOGRAPHS)}
-"""Photographs inside the wheel of scikit-image (public domain or CC0), in the order in which ``limit`` takes them; that
-of a stereo pair (Middlebury 2014, "Motorcycle") has the scene's depth."""
+BUNDLED = {
+    "bundled": _PHOTOGRAPHS,
+    "stereo": ("motorcycle",),
+    "stereo+bundled": ("motorcycle", *_PHOTOGRAPHS),
+    **{name: (name,) for name in _PHOTOGRAPHS},
+}
+"""Photographs inside the wheel of scikit-image (public domain or CC0), in the order in which ``limit`` takes them, and
+each by its name; that of a stereo pair (Middlebury 2014, "Motorcycle") has the scene's depth."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,23 @@ def pictures(images: str, limit: int | None = None, crop: int | None = None) -> 
         crop: side in pixels of the central square to cut out; None, or a smaller side, leaves the image whole.
 
     Raises:
+        Absent: it is a folder of a data set that was not fetched.
         UserError: the folder is absent or holds no image, or a number is out of range.
     """
     check_limits(limit, crop)
     found = _bundled(images) if images in BUNDLED else _in_folder(str(images))
     return [_cropped(picture, crop) for picture in found[:limit]]
+
+
+def folder_of(images: str) -> Path:
+    """The folder that ``task.images`` names: by its path, or as one of a fetched data set.
+
+    Raises:
+        Absent: that data set was not fetched.
+    """
+    from nystra_bench.fetch import data_folder
+
+    return data_folder("task.images", str(images))
 
 
 def check_limits(limit: int | None, crop: int | None) -> None:
@@ -135,7 +152,7 @@ def _continued(rows: np.ndarray) -> np.ndarray:
 
 def _in_folder(images: str) -> list[Picture]:
     accepted = f"accepted are {', '.join(BUNDLED)}, or a folder with images ({ENDINGS})"
-    folder, given = existing_folder(images), f"task.images={printable(images)}"
+    folder, given = existing_folder(str(folder_of(images))), f"task.images={printable(images)}"
     if folder is None:
         raise UserError(f"{given} is no folder: {accepted}")
     files = image_files(folder)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nystra_bench.errors import UserError
+from nystra_bench.errors import Absent, UserError
+from nystra_bench.fetch import data_folder
 from nystra_bench.tasks.base import Sample, Task
 from nystra_bench.tasks.datasets import (
     Box,
@@ -49,7 +50,7 @@ class PairedTask(Task):
     Nothing is looked for before it is needed, so that a task without its data can be listed.
 
     Args:
-        root: the folder of the data set.
+        root: the folder of the data set, or of a fetched one, as ``reside-sots/SOTS/outdoor``.
         limit: number of pairs, the first by name; None takes all.
         crop: side in pixels of the clean image's central crop; None takes whole images. The degraded image's is the
             same place.
@@ -74,13 +75,19 @@ class PairedTask(Task):
         raise NotImplementedError
 
     def available(self) -> str | None:
-        return None if self.root else f"task.root=null: accepted is the data set's folder, {self.layout} ({HELP})"
+        if not self.root:
+            return f"task.root=null: accepted is the data set's folder, {self.layout} ({HELP})"
+        try:
+            data_folder("task.root", str(self.root))
+        except Absent as absent:
+            return str(absent)
+        return None
 
     @property
     def folder(self) -> Path:
         if reason := self.available():
             raise UserError(reason)
-        folder = existing_folder(str(self.root))
+        folder = existing_folder(str(data_folder("task.root", str(self.root))))
         if folder is None:
             raise UserError(f"task.root={self.root} is no folder: accepted is one {self.layout} ({HELP})")
         return folder
