@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -86,7 +88,7 @@ def read_parameters(arguments: Arguments, catalogue: Catalogue) -> None:
         read = arguments.overrides.parameters.setdefault(choice, {})
         for parameter, written in given.items():
             word = f"{choice}.{parameter}={written}"
-            read[parameter] = _values(word, written, lambda c=choice, p=parameter: takes_text(catalogue, c, p))
+            read[parameter] = _values(word, written, partial(takes_text, catalogue, choice, parameter))
 
 
 # --------------------------------------------------------------------------- single words
@@ -185,7 +187,7 @@ def _plain(value: object) -> object:
 def _resolved(word: str, values: list) -> list:
     """With ``${oc.env:HOME}`` and the like put in."""
     try:
-        return list(OmegaConf.to_container(OmegaConf.create(values), resolve=True))
+        return cast(list, OmegaConf.to_container(OmegaConf.create(values), resolve=True))
     except OmegaConfBaseException as error:
         raise UserError(
             f"{word} cannot be resolved ({str(error).splitlines()[0]}): accepted are ${{oc.env:NAME}} and plain values"

@@ -165,17 +165,17 @@ def compose_config(arguments: Arguments) -> tuple[dict, Catalogue]:
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
             base = compose("config")
             _check_settings(arguments.settings, base)
-            _check_sweep(arguments.sweep, catalogue)
-            given = settings_of(arguments.sweep, catalogue)
+            sweep = _check_sweep(arguments.sweep, catalogue)
+            given = settings_of(sweep, catalogue)
             _check_settings(given, base)
             # Of two words for one setting the last counts: the user's.
-            composed = _composed(f"+sweep={arguments.sweep}", [*given, *arguments.settings], search)
+            composed = _composed(f"+sweep={sweep}", [*given, *arguments.settings], search)
         config = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         told = " ".join(str(error).split())[:300]
         raise UserError(f"the options do not fit together: {told}") from error
-    config |= {"sweep_name": arguments.sweep, "plugins": [str(folder) for folder in search]}
-    config["sweep"]["blocks"] = blocks_of(config["sweep"], catalogue, (str(arguments.sweep),))
+    config |= {"sweep_name": sweep, "plugins": [str(folder) for folder in search]}
+    config["sweep"]["blocks"] = blocks_of(config["sweep"], catalogue, (sweep,))
     _check_values(config)
     return config, catalogue
 
@@ -213,12 +213,13 @@ def _flat(settings: dict, prefix: str = "") -> dict[str, object]:
     return found
 
 
-def _check_sweep(name: str | None, catalogue: Catalogue) -> None:
+def _check_sweep(name: str | None, catalogue: Catalogue) -> str:
     accepted = catalogue.names("sweep")
     if name is None:
         raise UserError(f"no sweep is given: add +sweep=NAME, accepted are {', '.join(accepted)}")
     if name not in accepted:
         raise unknown("sweep", name, accepted)
+    return name
 
 
 def _check_settings(words: list[str], base: DictConfig) -> None:
@@ -284,7 +285,8 @@ MOST = {
 
 def _check_number(name: str, value: Any, kinds: type | tuple, least: float) -> None:
     most = MOST.get(name, 10**9)
-    if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and isinstance(value, kinds)
+    if not is_number or not least <= value <= most:
         what = "whole numbers" if kinds is int else "numbers"
         raise UserError(f"{name}={value} is out of range: accepted are {what} from {least} on, up to {most}")
 

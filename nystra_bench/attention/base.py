@@ -41,7 +41,7 @@ class Window:
         self,
         height: int,
         width: int,
-        bias: Callable[[], Tensor] | None = None,
+        bias: Callable[[], Tensor | None] | None = None,
         regions: Callable[[], Tensor | None] | None = None,
         cache: Cache | None = None,
         shared: Cache | None = None,
@@ -88,9 +88,12 @@ class Window:
         make = self._bias
         if make is None:
             return None
-        if torch.is_grad_enabled():
-            return make().to(dtype)
-        return self.cache.once_for_all(("bias", dtype), lambda: make().to(dtype))
+
+        def of_dtype() -> Tensor | None:
+            made = make()
+            return None if made is None else made.to(dtype)
+
+        return of_dtype() if torch.is_grad_enabled() else self.cache.once_for_all(("bias", dtype), of_dtype)
 
     def kept_mask(self, dtype: torch.dtype) -> Tensor | None:
         """The mask (nW, N, N) of a dtype, made once for all layers of maps with these regions; not to be written to."""

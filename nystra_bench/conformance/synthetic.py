@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class SyntheticStore:
         self.store = Store(results / "store")
         self.cells: list[dict] = []
 
-    def cell(self, measure: str, attention: str, params: dict | None = None, **changes) -> Cell:
+    def cell(self, measure: str, attention: str, params: dict | None = None, /, **changes) -> Cell:
         """A planned cell; ``changes`` replace its fields, and None leaves one out."""
         content = {
             "measure": {"name": measure, "version": "1", "params": {}},
@@ -143,7 +144,7 @@ class SyntheticStore:
             noisy = clean + (0 if name == "exact" else 0.1) * rng.standard_normal(clean.shape)
             self.quality(quality, scores(psnr, deviation), noisy)
             self.picture(quality, clean + 0.2 * rng.standard_normal(clean.shape), clean)
-            unstable = {"status": "unstable", "reason": "spread 12 %"} if name == "identity" else {}
+            unstable: dict[str, Any] = {"status": "unstable", "reason": "spread 12 %"} if name == "identity" else {}
             self.latency(self.cell("latency", name, params), samples, COMPANIONS, **unstable)
             self.memory(self.cell("memory", name, params))
             if name == "nystra":

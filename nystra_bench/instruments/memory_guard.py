@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -41,7 +40,7 @@ class MemoryGuard:
         dtype: torch.dtype,
         forward: Callable[[WindowedModel, Tensor], Tensor],
     ):
-        self.height, self.width = max(sizes, key=math.prod)
+        self.height, self.width = max(sizes, key=lambda size: size[0] * size[1])
         self.channels, self.tile = channels, tile or max(self.height, self.width)
         self.device, self.dtype, self.forward = device, dtype, forward
 

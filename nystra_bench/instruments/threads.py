@@ -55,7 +55,7 @@ def cpu_quota(process: Path = PROCESS) -> float | None:
 
 def _groups(process: Path) -> Iterator[Path]:
     """The folders of the control groups that bound this process's time: its own and all above."""
-    paths = {}
+    paths: dict[str, str] = {}
     for line in (process / "cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         paths |= {name: path for name in controllers.split(",")}  # version 2 names no controllers
@@ -66,8 +66,8 @@ def _groups(process: Path) -> Iterator[Path]:
         controller = {"cgroup": "cpu", "cgroup2": ""}.get(kind)
         if controller not in paths or (controller and controller not in options.split(",")):
             continue
-        path = Path(paths[controller])
-        below = path.relative_to(root) if path.is_relative_to(root) else Path()
+        own = Path(paths[controller])
+        below = own.relative_to(root) if own.is_relative_to(root) else Path()
         top = Path(point)
         yield from (top / part for part in (below, *below.parents))
 

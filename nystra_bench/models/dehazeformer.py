@@ -177,7 +177,7 @@ class Mixer(nn.Module):
         """Tokens that are added at the top and at the left, at the bottom, and at the right."""
         size = self.attn.size
         shift = size // 2 if self.shifted else 0
-        return shift, *((-side - shift) % size for side in (height, width))
+        return shift, (-height - shift) % size, (-width - shift) % size
 
     def cut(self, height: int, width: int, stride: int) -> Cut:
         """How the windows lie on the image, for a map (height, width) of tokens of ``stride`` pixels."""

@@ -310,7 +310,10 @@ class Uformer(WindowedModel):
         for level, name in (*enumerate((*ENCODER, "conv")), *zip(reversed(range(SCALES)), DECODER, strict=True)):
             side = square >> level
             size = fitting_window(side, self.window_size)
-            for i, block in enumerate(self.get_submodule(name).blocks):
+            layer = self.get_submodule(name)
+            assert isinstance(layer, LeWinLayer)
+            for i, block in enumerate(layer.blocks):
+                assert isinstance(block, LeWinBlock)
                 cut = Cut(side, side, size, block.shift(side, size), 1 << level, -top, -left)
                 found[f"{name}.blocks.{i}.attn"] = cut
         return found

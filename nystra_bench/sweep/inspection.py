@@ -45,8 +45,9 @@ def look(request: dict, patience_s: float = PATIENCE_S) -> dict:
     answered = None
     command = [sys.executable, "-m", "nystra_bench.sweep.inspection"]
     with tempfile.TemporaryFile() as errors:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        with subprocess.Popen(command, **pipes, env=child_environment()) as child:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=child_environment()) as child:
+            assert child.stdin is not None
             try:
                 with contextlib.suppress(BrokenPipeError):  # it has ended: why is told below
                     child.stdin.write(json.dumps(request).encode() + b"\n")

@@ -186,7 +186,7 @@ class Store:
         import numpy as np
 
         content = io.BytesIO()
-        np.savez_compressed(content, **{name: np.asarray(array) for name, array in arrays.items()})
+        np.savez_compressed(content, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
         write_atomically(path, content.getvalue())
 
     def scratch(self) -> AbstractContextManager[Path]:
