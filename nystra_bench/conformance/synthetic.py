@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -160,7 +161,7 @@ class SyntheticStore:
             noisy = clean + (0 if name == "exact" else 0.1) * rng.standard_normal(clean.shape)
             self.quality(quality, scores(psnr, deviation), noisy)
             self.picture(quality, clean + 0.2 * rng.standard_normal(clean.shape), clean)
-            unstable = {"status": "unstable", "reason": "spread 12 %"} if name == "identity" else {}
+            unstable: dict[str, Any] = {"status": "unstable", "reason": "spread 12 %"} if name == "identity" else {}
             self.latency(self.cell("latency", name, params), samples, COMPANIONS, **unstable)
             self.memory(self.cell("memory", name, params))
             if name == "nystra":
