@@ -37,7 +37,7 @@ __all__ = [
 def load_model(
     name: str,
     weights: str | Path | None = None,
-    window_size: int | None = None,
+    window_size: int | str | None = None,
     position_bias: str = "native",
 ) -> nn.Module:
     """Load a model on images (B, C, height, width) in [0, 1], in evaluation mode, on the CPU, in float32.
@@ -45,7 +45,7 @@ def load_model(
     Args:
         name: of a file ``configs/model/<name>.yaml``.
         weights: bundled weights by name, or a ``.pth`` or ``.safetensors`` file; default: what the configuration names.
-        window_size: side of the attention windows in tokens; default: as released.
+        window_size: side of the attention windows in tokens; default: as released (``model.window_size``).
         position_bias: at another window, ``interpolate`` stretches the bias and keeps the shift mask, ``drop`` leaves
             both out; ``native`` is the model as released.
 
@@ -58,16 +58,16 @@ def load_model(
     return load_configured(config, window_size, position_bias)
 
 
-def load_configured(config: dict, window_size: int | None = None, position_bias: str = "native") -> nn.Module:
+def load_configured(config: dict, window_size: int | str | None = None, position_bias: str = "native") -> nn.Module:
     """The same from the content of a configuration file."""
     if not config.get("weights"):
         raise UserError("model.weights is not given: accepted is the path of a .pth or .safetensors file")
     if position_bias not in BIAS_MODES:
         raise unknown("position_bias", position_bias, BIAS_MODES)
-    if window_size is not None and (not isinstance(window_size, int) or window_size < 2):
-        raise UserError(f"window_size={window_size} does not fit: accepted are whole numbers from 2 on")
     model = instantiate(config)
     native = model.window_size
+    if window_size not in (None, native) and (not isinstance(window_size, int) or window_size < 2):
+        raise UserError(f"window_size={window_size} does not fit: accepted are whole numbers from 2 on")
     if position_bias == "native":
         if window_size not in (None, native):
             raise UserError(

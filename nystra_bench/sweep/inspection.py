@@ -11,13 +11,14 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import TextIO
 
 from nystra_bench.errors import UserError
 from nystra_bench.instruments.environment import ROOT
 from nystra_bench.instruments.sources import sources_of
+from nystra_bench.sizes import Size, plain, sides, size_text
 
 
 def look(request: dict) -> dict:
@@ -64,7 +65,7 @@ def answer(request: dict) -> dict:
     sources = cache(partial(sources_of, plugins=request["sys_path"]))
     tasks = {key: _task(config) for key, config in request["tasks"].items()}
     models = {key: _model(config, _uses(request, key, tasks), sources) for key, config in request["models"].items()}
-    occurring = sorted({side for facts in models.values() for sides in facts["windows"].values() for side in sides})
+    occurring = _ordered(size for facts in models.values() for sizes in facts["windows"].values() for size in sizes)
     import torch
 
     return {
@@ -98,6 +99,7 @@ def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources
     path = resolve(config["weights"])
     return {
         "native_window": model.window_size,
+        "resizable": model.resizable,
         "weights": sha256(path),
         "path": str(path),
         "version": model.version,
@@ -108,10 +110,16 @@ def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources
     }
 
 
-def _sides(model, window: int | str | None, sizes: list) -> list[int]:
-    """Sides of all windows that a model cuts images of these sizes into."""
+def _sides(model, window: int | str | None, sizes: list) -> list[Size]:
+    """Sizes of all windows that a model cuts images of these sizes into."""
     window = model.window_size if window in (None, "native") else window
-    return sorted({side for height, width in sizes for side in model.windows(window, height, width)}) or [window]
+    found = _ordered(size for height, width in sizes for size in model.windows(window, height, width))
+    return found or ([window] if isinstance(window, int) else [])
+
+
+def _ordered(sizes: Iterable) -> list[Size]:
+    """Each size of windows once, the smaller first."""
+    return sorted(set(map(plain, sizes)), key=sides)
 
 
 def _task(config: dict) -> dict:
@@ -133,7 +141,7 @@ def _task(config: dict) -> dict:
     }
 
 
-def _attention(config: dict, windows: list[int], sources: Callable) -> dict:
+def _attention(config: dict, windows: list[Size], sources: Callable) -> dict:
     from nystra_bench.configuration import instantiate
 
     attention = instantiate(config)
@@ -142,7 +150,7 @@ def _attention(config: dict, windows: list[int], sources: Callable) -> dict:
         "params": {key: value for key, value in config.items() if not key.startswith("_")},
         "sources": sources(type(attention).__module__),
         "uses": attention.uses() | {"exact": attention.exact},
-        "refusals": {str(size): attention.refuses(size, size) for size in windows},
+        "refusals": {size_text(size): attention.refuses(*sides(size)) for size in windows},
     }
 
 

@@ -10,6 +10,7 @@ from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError
 from nystra_bench.instruments.sources import combined
 from nystra_bench.measure.base import Circumstances
+from nystra_bench.sizes import Size, size_text
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.grid import AVAILABLE, Combination, Option, Overrides
 from nystra_bench.sweep.inspection import use
@@ -42,7 +43,8 @@ class Planned:
     """A cell of a sweep with the configuration that makes it.
 
     Attributes:
-        window: side of the windows in tokens; None where the cell has no model.
+        window: side of the windows in tokens, or in words where a model's own are no squares (``8×32``); None where the
+            cell has no model.
         uses: what the attention makes of position bias and shift mask (``Attention.uses``), and whether it is
             ``exact``.
         reason: why the cell is skipped, if it is.
@@ -51,7 +53,7 @@ class Planned:
 
     cell: Cell
     combination: Combination
-    window: int | None
+    window: int | str | None
     uses: dict[str, str | bool]
     reason: str | None
     parts: dict[str, dict]
@@ -121,7 +123,7 @@ class Planner:
         known = self._circumstances(machine, attention, model)
         content = {"measure": self._measure(c), **self._content(c, window)}
         content |= {"device": c.device.name, "dtype": c.dtype, "settings": self._settings(c, machine, known)}
-        reason = _refusal(self._sides(c, model), window, attention, machine, task)
+        reason = _own_windows(c, model, window) or _refusal(self._sides(c, model), window, attention, machine, task)
         uses = attention["uses"] if attention else {}
         return Planned(Cell.of(content), c, window, uses, reason, c.measurement.parts(known))
 
@@ -174,7 +176,7 @@ class Planner:
         return c.measurement.settings(known) | ({"tf32": True} if tf32 else {})
 
     @staticmethod
-    def _sides(c: Combination, model: dict | None) -> list[int]:
+    def _sides(c: Combination, model: dict | None) -> list[Size]:
         return model["windows"][use(c.task.text if c.task else None, c.window_size)] if model else []
 
 
@@ -198,14 +200,21 @@ def _check_model_fits(c: Combination, model: dict, task: dict) -> None:
             )
 
 
+def _own_windows(c: Combination, model: dict | None, window: int | str | None) -> str | None:
+    """Why a model that works in its own windows alone is not run in others."""
+    if not model or model.get("resizable", True) or window == model["native_window"]:
+        return None
+    return f"{c.model.name} works in its own windows alone ({model['native_window']}), not in window_size={window}"
+
+
 def _refusal(
-    sides: list[int], window: int | None, attention: dict | None, machine: dict, task: dict | None
+    sides: list[Size], window: int | str | None, attention: dict | None, machine: dict, task: dict | None
 ) -> str | None:
     if task and task["refusal"]:
         return task["refusal"]
-    if task and window and window > task["largest_side"]:
+    if task and isinstance(window, int) and window > task["largest_side"]:
         return f"window_size={window} exceeds the images, whose largest side is {task['largest_side']} pixels"
-    refused = [reason for side in sides if attention and (reason := attention["refusals"][str(side)])]
+    refused = [reason for side in sides if attention and (reason := attention["refusals"][size_text(side)])]
     return machine["refusal"] or next(iter(refused), None)
 
 
@@ -216,7 +225,7 @@ def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> N
         if not with_it:
             raise UserError(f"{given} is used by no cell: accepted beside it are position_bias=interpolate and drop")
         if all(p.reason for p in with_it):
-            nearest = max(with_it, key=lambda p: p.window or 0)
+            nearest = max(with_it, key=lambda p: p.window if isinstance(p.window, int) else 0)
             tail = "" if "accepted" in nearest.reason else f"; accepted are {accepted}"
             raise UserError(f"{given} does not fit: {nearest.reason}{tail}")
 
