@@ -217,8 +217,12 @@ class WindowAttention(nn.Module):
     has_position_bias = True
     """False where bias and shift mask are left out (position_bias=drop)."""
 
-    def __init__(self, size: Size):
+    def __init__(self, size: Size | None):
         super().__init__()
+        self._prepare(size)
+
+    def _prepare(self, size: Size | None) -> None:
+        """Become a place of an attention, with windows of this size; None where they follow the image."""
         self.size = size
         self.attention: Attention = ExactAttention()
         # What attentions computed once for this layer, by window size; it goes with the layer's weights.
@@ -350,7 +354,7 @@ def plug(model: nn.Module, attention: Attention) -> nn.Module:
     device = next(model.parameters()).device
     placed = {name: attention.at_layer(name).to(device).train(model.training) for name in sites}
     for name, site in sites.items():
-        reason = placed[name].refuses(site.size, site.size)
+        reason = placed[name].refuses(*sides(site.size)) if site.size else None  # None follows the image
         if reason:
             raise ValueError(f"{type(attention).__name__} cannot work here: {reason}")
     for name, site in sites.items():
