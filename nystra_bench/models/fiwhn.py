@@ -156,7 +156,7 @@ def _leaky(x: Tensor) -> Tensor:
 class StripAttention(WindowAttention):
     """Multi-head attention within strips of the raster order, without position bias or mask."""
 
-    has_position_bias = False
+    has_bias = False
 
     def __init__(self, dim: int, heads: int):
         super().__init__(None)  # the strips follow the image
@@ -165,10 +165,6 @@ class StripAttention(WindowAttention):
         self.reduce = nn.Linear(dim, dim // 2, bias=False)
         self.qkv = nn.Linear(dim // 2, 3 * (dim // 2), bias=False)
         self.proj = nn.Linear(dim // 2, dim)
-
-    def resize(self, size: Size, position_bias: str) -> None:
-        """There is nothing to leave out."""
-        self.caches.clear()
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """(B, height * width, dim) -> the same."""

@@ -214,6 +214,9 @@ class WindowAttention(nn.Module):
     Subclasses project q, k and v and own the position bias; they call :meth:`attend`.
     """
 
+    has_bias: ClassVar[bool] = True
+    """False where the layer has no position bias at all."""
+
     has_position_bias = True
     """False where bias and shift mask are left out (position_bias=drop)."""
 
@@ -260,7 +263,8 @@ class WindowAttention(nn.Module):
         window = Window(height, width, cache=cache)
         if self.has_position_bias:
             shared = None if regions is None else regions.caches.of(self.attention)
-            window = Window(height, width, partial(self.position_bias, size), regions, cache, shared)
+            bias = partial(self.position_bias, size) if self.has_bias else None
+            window = Window(height, width, bias, regions, cache, shared)
         out = self.attention(q, k, v, window)
         if out.shape != v.shape:  # one of the same size would be taken for the right one
             given, wanted = tuple(out.shape), tuple(v.shape)
