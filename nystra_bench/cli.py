@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -20,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nystra_bench.configuration import Catalogue, add_to_path, configs_folder
 from nystra_bench.errors import UserError, did_you_mean, unknown
+from nystra_bench.sweep.files import DISK
 from nystra_bench.sweep.grid import AXES, OPTION_AXES, Overrides, blocks_of
 
 USAGE = """\
@@ -68,11 +70,25 @@ def main(argv: list[str] | None = None) -> int:
         print("nystra_bench: interrupted; what was measured is kept, the same command goes on", file=sys.stderr)
     except BrokenPipeError:  # the reader of our output went away, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in DISK:
+            return _failed(error)
+        where = f"{error.filename}: " if error.filename else ""
+        accepted = "accepted are folders, of results= too, on a disk with room that this user may use"
+        kept = "what was measured is kept, the same command goes on"
+        said = f"a file cannot be read or written ({where}{error.strerror}): {accepted}; {kept}"
+        print(f"nystra_bench: {said}", file=sys.stderr)
     except Exception as error:
-        if logging.getLogger("nystra_bench").handlers:
-            logging.getLogger("nystra_bench").exception("the harness itself failed")
-        traceback.print_exc()
-        print(f"nystra_bench: the harness itself failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return _failed(error)
+    return 1
+
+
+def _failed(error: Exception) -> int:
+    """What is nobody's mistake but this program's, with its traceback."""
+    if logging.getLogger("nystra_bench").handlers:
+        logging.getLogger("nystra_bench").error("the harness itself failed", exc_info=error)
+    traceback.print_exception(error)
+    print(f"nystra_bench: the harness itself failed: {type(error).__name__}: {error}", file=sys.stderr)
     return 1
 
 
@@ -175,9 +191,14 @@ def compose_config(arguments: Arguments) -> tuple[dict, Catalogue]:
     words = [f"hydra.searchpath=[{','.join(map(_quoted, search))}]"] if search else []
     try:
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
-            _check_settings(arguments.settings, compose("config"))
+            base = compose("config")
+            _check_settings(arguments.settings, base)
             _check_sweep(arguments.sweep, catalogue)
-            composed = compose("config", overrides=[f"+sweep={arguments.sweep}", *words, *arguments.settings])
+            given = settings_of(arguments.sweep, catalogue)
+            _check_settings(given, base)
+            # Of two words for one setting the last counts: the user's.
+            words += [f"+sweep={arguments.sweep}", *given, *arguments.settings]
+            composed = compose("config", overrides=words)
         config = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         told = " ".join(str(error).split())[:300]
@@ -187,6 +208,26 @@ def compose_config(arguments: Arguments) -> tuple[dict, Catalogue]:
     config["sweep"]["blocks"] = blocks_of(config["sweep"], catalogue, (arguments.sweep,))
     _check_values(config)
     return config, catalogue
+
+
+def settings_of(sweep: str, catalogue: Catalogue) -> list[str]:
+    """The settings that a sweep brings (``settings:`` in its file), as words that the user's own may follow.
+
+    Raises:
+        UserError: they are no mapping of options to values.
+    """
+    settings = catalogue.option("sweep", sweep).get("settings") or {}
+    if not isinstance(settings, dict):
+        raise UserError(f"sweep.settings={settings} is no mapping: accepted are options of config.yaml with values")
+    return [f"{name}={json.dumps(value)}" for name, value in _flat(settings).items()]
+
+
+def _flat(settings: dict, prefix: str = "") -> dict[str, object]:
+    """Nested settings by their dotted names."""
+    found: dict[str, object] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def _quoted(folder: Path) -> str:
@@ -228,13 +269,16 @@ def _check_values(config: dict) -> None:
     if config["mode"] not in MODES:
         raise unknown("mode", config["mode"], MODES)
     for key, kinds, least in (
-        ("rounds", int, 3),
+        ("rounds", int, 2),
         ("min_rounds", int, 1),
         ("budget_s", (int, float), 0),
         ("warmup_s", (int, float), 0),
         ("min_sample_ms", (int, float), 0),
     ):
         _check_number(f"timing.{key}", config["timing"][key], kinds, least)
+    for key, value in (("timing.again", config["timing"]["again"]), ("tf32", config["tf32"])):
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={value} is unknown: accepted are true and false")
     if config["tile"] is not None:
         _check_number("tile", config["tile"], int, 64)
         _check_number("tile_overlap", config["tile_overlap"], int, 0)
@@ -243,8 +287,6 @@ def _check_values(config: dict) -> None:
                 f"tile_overlap={config['tile_overlap']} is out of range: accepted are numbers up to half of "
                 f"tile={config['tile']}"
             )
-    if not isinstance(config["tf32"], bool):
-        raise UserError(f"tf32={config['tf32']} is unknown: accepted are true and false")
     _check_number("timeout_s", config["timeout_s"], (int, float), 1)
     _check_number("seed", config["seed"], int, 0)
     _check_folders(config["results"], config["sweep_name"] if config["name"] is None else config["name"])
@@ -260,8 +302,10 @@ def _check_number(name: str, value: object, kinds: type | tuple, least: float) -
 def _check_folders(results: object, name: object) -> None:
     if isinstance(results, (list, dict)) or not str(results or "").strip():
         raise UserError(f"results={results} is no folder: accepted is a path")
-    text = str(name)
-    if isinstance(name, (list, dict)) or not text.strip() or text.startswith(".") or "/" in text or text == "store":
+    parts = str(name).split("/")
+    fits = all(part.strip() and not part.startswith(".") for part in parts) and parts[0] != "store"
+    if isinstance(name, (list, dict)) or not fits:
         raise UserError(
-            f"name={name} is no folder name: accepted are names without / and without a dot in front, other than store"
+            f"name={name} is no folder name: accepted are names, or names joined by /, without a dot in front and "
+            "other than store"
         )

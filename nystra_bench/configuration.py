@@ -32,7 +32,8 @@ class Catalogue:
     """The options of every choice (``attention``, ``model``, …) that the configuration folders hold.
 
     Args:
-        folders: searched in order; of two files with one name the first is taken.
+        folders: searched in order; of two files with one name the first is taken. A file in a folder of a choice's
+            own is named with it: ``paper/table2`` is ``sweep/paper/table2.yaml``.
     """
 
     def __init__(self, folders: list[Path]):
@@ -40,7 +41,8 @@ class Catalogue:
         self._read: dict[tuple[str, str], dict] = {}
 
     def names(self, choice: str) -> list[str]:
-        return sorted({file.stem for folder in self.folders for file in (folder / choice).glob("*.yaml")})
+        files = ((folder / choice, file) for folder in self.folders for file in (folder / choice).rglob("*.yaml"))
+        return sorted({file.relative_to(folder).with_suffix("").as_posix() for folder, file in files})
 
     def option(self, choice: str, name: str) -> dict:
         """The content of ``<choice>/<name>.yaml``.

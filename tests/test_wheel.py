@@ -53,6 +53,7 @@ def test_the_wheel_holds_the_baselines(site, tmp_path):
 def test_the_wheel_holds_what_the_report_draws_with(site):
     assert list((site / "nystra_bench" / "report" / "html").glob("*.j2"))
     assert list((site / "nystra_bench" / "weights").glob("*.safetensors"))
+    assert (site / "nystra_bench" / "py.typed").is_file()
     choices = {folder.name for folder in (site / "nystra_bench" / "configs").iterdir()}
     assert {"attention", "model", "sweep", "task", "metric"} <= choices
 

@@ -117,9 +117,12 @@ class Subject:
         if self.choice != "model":
             return None
         from nystra_bench.models.checkpoints import resolve
+        from nystra_bench.models.untrained import RANDOM
 
         if not self.config.get("weights"):
             return "its file names no weights"
+        if self.config["weights"] == RANDOM:
+            return "its weights are random, and so of no interest; its architecture is tested with trained ones"
         try:
             resolve(self.config["weights"])
         except UserError as error:

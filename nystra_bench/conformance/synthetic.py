@@ -37,7 +37,7 @@ class SyntheticStore:
         self.cells: list[dict] = []
 
     def cell(self, measure: str, attention: str, params: dict | None = None, **changes) -> Cell:
-        """A planned cell; ``changes`` replace its fields."""
+        """A planned cell; ``changes`` replace its fields, and None leaves one out."""
         content = {
             "measure": {"name": measure, "version": "1", "params": {}},
             "model": {"name": "toy_w8", "weights": "aa" * 32, "version": "1", "native_window": 8},
@@ -50,7 +50,7 @@ class SyntheticStore:
             "dtype": "float32",
             "settings": {} if measure == "quality" else {"hardware": "toy", "threads": 2},
         }
-        cell = Cell.of(content | changes)
+        cell = Cell.of({name: part for name, part in (content | changes).items() if part is not None})
         uses = {"bias": "folded", "mask": "ignored"}
         self.cells.append({"key": cell.key, "cell": cell.content, "uses": uses, "status": "planned", "reason": None})
         return cell
@@ -80,9 +80,10 @@ class SyntheticStore:
         """The input and clean image of a cell's task."""
         self.store.write_arrays(self.store.panel_images(cell, "image0"), input=degraded, clean=clean)
 
-    def latency(self, cell: Cell, samples: list[float], companions: dict, **about) -> None:
+    def latency(self, cell: Cell, samples: list[float], companions: dict, size: tuple = (48, 64), **about) -> None:
+        """``size``: height and width of the input."""
         value = {"samples_ms": samples, "first_ms": 2 * samples[0], "setup_ms": 5.0, "companions": companions}
-        self._save(cell, value | {"height": 48, "width": 64, "batch": 1, "seed": 0}, **about)
+        self._save(cell, value | {"height": size[0], "width": size[1], "batch": 1, "seed": 0}, **about)
 
     def memory(self, cell: Cell, peak: float = 512.0, gflops: float = 12.5, attention: float = 3.1) -> None:
         self._save(cell, {"peak_mb": peak, "method": "RSS", "gflops": gflops, "attention_gflops": attention})
@@ -91,6 +92,29 @@ class SyntheticStore:
         """``layers``: the numbers of each, name -> for each head one for each of two windows."""
         named = [{"layer": f"blocks.{n}", "windows": [0, 5], "values": values} for n, values in enumerate(layers)]
         self._save(cell, {"image": "image0", "height": 48, "width": 64, "layers": named})
+
+    def alone(self, measure: str, attention: str, params: dict | None = None, **parameters) -> Cell:
+        """A planned cell of a measurement that needs neither model nor task, with parameters."""
+        absent = dict.fromkeys(("model", "window", "position_bias", "task"))
+        measured = {"name": measure, "version": "1", "params": parameters}
+        return self.cell(measure, attention, params, measure=measured, **absent)
+
+    def scaling(self, cell: Cell, times: dict[int, float], end: str | None = None, **about) -> None:
+        """``times``: tokens -> ms; ``end``: why the curve goes no further, at four times the last size."""
+        sizes = [_size(n, {"samples_ms": [0.98 * ms, ms, 1.02 * ms], "median_ms": ms, "peak_mb": n / 1e3})
+                 for n, ms in times.items()]  # fmt: skip
+        if end:
+            sizes.append(_size(4 * max(times), {"samples_ms": [], "kind": "time", "reason": end}))
+        self._save(cell, {"heads": 6, "dim": 30, "seed": 0, "sizes": sizes}, **about)
+
+    def propagation(self, cell: Cell, *errors: tuple[float, float], **about) -> None:
+        """``errors``: of each layer, all attentions replaced and its own alone."""
+        layers = [
+            {"layer": f"blocks.{n}.attn", "block": f"blocks.{n}", "all": every, "alone": alone}
+            for n, (every, alone) in enumerate(errors)
+        ]
+        error = {"mean_square_error": errors[-1][0] ** 2, "height": 48, "width": 64}
+        self._save(cell, {"layers": layers, **error}, **about)
 
     def _save(self, cell: Cell, value: dict, **about) -> None:
         defaults = {"status": "done", "reason": None, "seconds": 1.0, "session": "s1"}
@@ -124,6 +148,10 @@ class SyntheticStore:
             self.memory(self.cell("memory", name, params))
             if name == "nystra":
                 self.bound(self.cell("bound", name, params), {"matrix_error": [[0.1, 0.2], [0.3, 0.4]]})
+            self.propagation(self.cell("propagation", name, params), (0.1, 0.1), (0.3, 0.05))
+            for mode in ("window", "image"):
+                alone = self.alone("scaling", name, params, shape="swinir_m", mode=mode)
+                self.scaling(alone, {256: 1.0, 1024: 4.1, 4096: 16.5, 16384: 66.0}, "a call would take about 9 s")
         self.skip(self.cell("quality", "refuser"), "refuses <windows> | of 32")
         failing = self.cell("quality", "broken")
         self.store.fail(failing, "failed", "RuntimeError: no <b>luck</b>", "Traceback…")
@@ -137,15 +165,22 @@ class SyntheticStore:
         return self.results
 
 
+def _size(tokens: int, about: dict) -> dict:
+    """A size of a curve, with what is the same at all."""
+    same = {"side": round(tokens**0.5), "windows": 1, "finite": True, "unstable": None, "kind": None, "reason": None}
+    return {"tokens": tokens, **same, **about}
+
+
 # --------------------------------------------------------------------------- what reports are drawn from
 
 
 def unmeasured(store: SyntheticStore) -> None:
     """A planned sweep of which nothing is measured yet."""
-    for measure in ("quality", "latency", "memory", "bound"):
+    for measure in ("quality", "latency", "memory", "bound", "propagation"):
         store.cell(measure, "exact")
         store.cell(measure, "nystra", NYSTRA)
     store.skip(store.cell("quality", "refuser"), "refuses windows of 32")
+    store.alone("scaling", "exact", shape="swinir_m", mode="window")
 
 
 def not_finite(store: SyntheticStore) -> None:
@@ -169,6 +204,8 @@ def not_finite(store: SyntheticStore) -> None:
         store.latency(store.cell("latency", name, params, **about), [10.0, 10.0], {"exact": [10.0, 10.0]})
         store.memory(store.cell("memory", name, params, **about), nan, infinity, nan)
         store.bound(store.cell("bound", name, params, **about), {"matrix_error": [[number, 0.5]]})
+        store.propagation(store.cell("propagation", name, params, **about), (number, number), (0.5, number))
+        store.scaling(store.alone("scaling", name, params, shape="<&|_%$", mode="window"), {64: number, 256: 1.0})
 
 
 CASES: dict[str, Callable[[SyntheticStore], None]] = {

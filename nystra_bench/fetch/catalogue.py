@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import platformdirs
 
 from nystra_bench.configuration import Catalogue, configs_folder, instantiate
+from nystra_bench.errors import Absent
 
 KINDS = ("weights", "data", "backbone")
 """Checkpoints of models, data sets, and the networks inside metrics (LPIPS, FID)."""
@@ -89,6 +91,12 @@ class Download:
         return [Item(file, self.url and self.url + file, sha256) for file, sha256 in self.files.items()]
 
     @property
+    def remedy(self) -> str:
+        """How to get it, as a clause."""
+        command = f"python -m nystra_bench.fetch {self.name}"
+        return f"run {command}" if self.url else f"get it from {self.page} and run {command} --from PATH"
+
+    @property
     def target(self) -> Path:
         """Where it goes: a file for weights and backbones, a folder for data sets."""
         if self.kind == "data":
@@ -137,6 +145,32 @@ def cached(name: str) -> Path | None:
         return None
     target = find(name).target
     return target if target.exists() else None
+
+
+def data_folder(option: str, given: str) -> Path:
+    """A folder of images given by its path, or as ``NAME`` or ``NAME/folder/in/it`` of a data set of the catalogue.
+
+    Args:
+        option: what errors call the setting.
+
+    Returns:
+        The path; that of a folder which is neither is given back as it stands, for the caller to judge.
+
+    Raises:
+        Absent: the data set was not fetched, or holds no such folder.
+    """
+    name, _, inside = given.partition("/")
+    if name not in names() or find(name).kind != "data" or Path(given).is_dir():
+        with contextlib.suppress(RuntimeError):  # no such home: no folder either
+            return Path(given).expanduser()
+        return Path(given)
+    download = find(name)
+    folder = download.target / inside
+    if folder.is_dir():
+        return folder
+    if download.target.exists():
+        raise Absent(f"{option}={given} is not there: {download.target} holds no folder {inside}")
+    raise Absent(f"{option}={given} is not on this machine: {download.remedy}")
 
 
 def _catalogue() -> Catalogue:

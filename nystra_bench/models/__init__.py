@@ -9,17 +9,19 @@ from pathlib import Path
 
 from torch import nn
 
+from nystra_bench.attention.base import Attention
 from nystra_bench.configuration import BIAS_MODES, Catalogue, configs_folder, instantiate
 from nystra_bench.errors import UserError, unknown
+from nystra_bench.models.sites import adapt, is_adapted, module_of, release
 from nystra_bench.models.windows import (
     attention_sites,
     calibrate,
     forget,
     named_attention_sites,
-    plug,
     setup_seconds,
-    unplug,
 )
+from nystra_bench.models.windows import plug as _plug
+from nystra_bench.models.windows import unplug as _unplug
 
 __all__ = [
     "attention_sites",
@@ -32,6 +34,29 @@ __all__ = [
     "setup_seconds",
     "unplug",
 ]
+
+
+def plug(model: nn.Module, attention: Attention) -> nn.Module:
+    """Replace every attention of a model, in place, by this one; returns the model.
+
+    Args:
+        model: one of ours, one of spandrel (or its descriptor) whose architecture has an adapter, or any module with
+            attention sites in it.
+
+    Raises:
+        UserError: the model is of another library, and its architecture has no adapter.
+        ValueError: the attention refuses the model's windows, or has not been calibrated. Nothing is replaced then.
+    """
+    module = module_of(model)
+    _plug(module if attention_sites(module) else adapt(module), attention)
+    return model
+
+
+def unplug(model: nn.Module) -> nn.Module:
+    """Give a model its exact attention back, in place; returns the model. One of spandrel is then as it was."""
+    module = module_of(model)
+    release(module) if is_adapted(module) else _unplug(module)
+    return model
 
 
 def load_model(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nystra_bench.models.checkpoints import build, resolve
 from nystra_bench.models.windows import (
+    Cut,
     WindowAttention,
     WindowedModel,
     bias_from_table,
@@ -28,6 +29,11 @@ from nystra_bench.models.windows import (
 
 CONVOLUTIONS = ("DWConv", "Conv", "")
 """Beside the attention: a depthwise convolution of the values, two full ones, or none."""
+
+STRIDES = {"layer1": 1, "layer2": 2, "layer3": 4, "layer4": 2, "layer5": 1}
+"""Side of a token in pixels, in each stage."""
+
+COARSEST = max(STRIDES.values())
 
 BIAS_HIDDEN = 256
 """Hidden width of the network that gives the position bias."""
@@ -156,11 +162,22 @@ class Mixer(nn.Module):
         """(B, 3 C, height, width) -> (B, C, height, width)."""
         height, width = qkv.shape[-2:]
         size = self.attn.size
-        shift = size // 2 if self.shifted else 0
-        bottom, right = ((-side - shift) % size for side in (height, width))
+        shift, bottom, right = self._padding(height, width)
         padded = reflect_pad(qkv, bottom, right, top=shift, left=shift).permute(0, 2, 3, 1)
         out = in_windows(padded, size, 0, self.attn)  # shifted by the padding already
         return out[:, shift : shift + height, shift : shift + width].permute(0, 3, 1, 2)
+
+    def _padding(self, height: int, width: int) -> tuple[int, int, int]:
+        """Tokens that are added at the top and at the left, at the bottom, and at the right."""
+        size = self.attn.size
+        shift = size // 2 if self.shifted else 0
+        return shift, *((-side - shift) % size for side in (height, width))
+
+    def cut(self, height: int, width: int, stride: int) -> Cut:
+        """How the windows lie on the image, for a map (height, width) of tokens of ``stride`` pixels."""
+        shift, bottom, right = self._padding(height, width)
+        start = -shift * stride
+        return Cut(shift + height + bottom, shift + width + right, self.attn.size, 0, stride, start, start)
 
 
 class ReflectConv2d(nn.Conv2d):
@@ -302,9 +319,18 @@ class DehazeFormer(WindowedModel):
                     nn.init.trunc_normal_(layer.weight, std=gain * math.sqrt(2 / fans))
                     nn.init.zeros_(layer.bias)
 
+    def cuts(self, height: int, width: int) -> dict[str, Cut]:
+        height, width = (-(-side // COARSEST) * COARSEST for side in (height, width))
+        found = {}
+        for layer, stride in STRIDES.items():
+            for name, mixer in self.get_submodule(layer).named_modules(prefix=layer):
+                if isinstance(mixer, Mixer) and mixer.attended:
+                    found[f"{name}.attn"] = mixer.cut(height // stride, width // stride, stride)
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        x = pad_to_multiple(x, 4) * 2 - 1
+        x = pad_to_multiple(x, COARSEST) * 2 - 1
         features = self._features(x)
         # Soft reconstruction: K x - B + x, with one K for all channels.
         out = features[:, :1] * x - features[:, 1:] + x

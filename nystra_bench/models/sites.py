@@ -37,6 +37,8 @@ class Site(WindowAttention):
     """
 
     maps: ShiftedMaps
+    told: object
+    """What a module around it, or the last call, told the site: for the adapter to use as it likes."""
 
     def window_of_module(self) -> Size | None:
         """Size of its windows, from the module's own attributes; None where they follow the image."""
@@ -114,7 +116,7 @@ def adapt(model: nn.Module) -> nn.Module:
     Raises:
         UserError: its architecture has no adapter, or it has nothing that can be replaced.
     """
-    if hasattr(model, _MAPS):
+    if is_adapted(model):
         return model
     adapter, maps = adapter_for(model), ShiftedMaps()
     chosen = [(module, adapter.mixins.get(type(module).__name__)) for module in model.modules()]
@@ -134,13 +136,30 @@ def adapt(model: nn.Module) -> nn.Module:
 
 
 _NAMES = {name for kind in (Site, WindowAttention) for name in vars(kind) if not name.startswith("__")}
-_NAMES |= {"size", "caches", "maps", "_seen"}
+_NAMES |= {"size", "caches", "maps", "told", "_seen"}
 """What a site uses: attributes of these names that a module had before are put aside."""
 
 
 @cache
 def _mixed(mixin: type, original: type) -> type:
     return type(original.__name__, (mixin, original), {"__module__": mixin.__module__})
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether a model is one of another library, made replaceable by :func:`adapt`."""
+    return hasattr(model, _MAPS)
+
+
+def module_of(model) -> nn.Module:
+    """The module of a model that is given as such, or as what spandrel puts around it.
+
+    Raises:
+        UserError: it is neither.
+    """
+    module = model if isinstance(model, nn.Module) else getattr(model, "model", None)
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{type(model).__name__} is no model: accepted are modules of PyTorch and spandrel's descriptors")
+    return module
 
 
 def release(model: nn.Module) -> nn.Module:
@@ -155,7 +174,7 @@ def release(model: nn.Module) -> nn.Module:
                 del module.__dict__[name]
         module.__class__ = original
         module.__dict__.update(before)
-    if hasattr(model, _MAPS):
+    if is_adapted(model):
         delattr(model, _MAPS)
     return model
 

@@ -7,8 +7,10 @@ window is a number, the side of a square, or a pair (height, width); a shift lik
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import ClassVar, Self
 
 import torch
@@ -48,6 +50,41 @@ def in_windows(x: Tensor, size: Size, shift: Size, attend: Callable[[Tensor], Te
         x = x.roll((-down, -right), (1, 2))
     x = merge(attend(partition(x, size)), size, height, width)
     return x.roll((down, right), (1, 2)) if down or right else x
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the windows of an attention lie on the image.
+
+    Attributes:
+        height, width: of the map in tokens as it is cut, padding included.
+        size: of a window in tokens.
+        shift: tokens by which the map is rolled up and left before it is cut.
+        stride: side of a token in pixels of the image.
+        top, left: row and column, in pixels of the image, where the map begins; negative where padding comes first.
+    """
+
+    height: int
+    width: int
+    size: Size
+    shift: Size = 0
+    stride: int = 1
+    top: int = 0
+    left: int = 0
+
+    def places(self) -> Tensor:
+        """Row and column of each token's first pixel, (nW, N, 2) int64; outside of the image for padding."""
+        rows = self.top + self.stride * torch.arange(self.height)
+        columns = self.left + self.stride * torch.arange(self.width)
+        found: list[Tensor] = []
+
+        def keep(windows: Tensor) -> Tensor:
+            found.append(windows)
+            return windows
+
+        # The same way as features take, so that nothing here has to know it.
+        in_windows(torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)[None], self.size, self.shift, keep)
+        return found[0]
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
@@ -290,6 +327,9 @@ class WindowedModel(nn.Module):
     window_size: int | str
     """Side of the windows in tokens; in words where the model's own are no squares or follow the image (``8×32``)."""
 
+    settings: Mapping[str, object] = MappingProxyType({})
+    """What decides the numbers besides weights, window and bias mode, as plain JSON; a result's identity holds it."""
+
     resizable: ClassVar[bool] = True
     """False where the model works in its own windows alone; ``drop`` is possible all the same."""
 
@@ -311,6 +351,13 @@ class WindowedModel(nn.Module):
     def windows(self, window_size: int, height: int, width: int) -> list[Size]:
         """The distinct sizes of windows that a model of this window size has on an image of this size."""
         return [window_size]
+
+    def cuts(self, height: int, width: int) -> dict[str, Cut]:
+        """How the windows of each attention lie on an image of this size (of the input), by the layers' names.
+
+        Only what puts attention back on the image needs it; a model may leave it out.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not tell where its windows lie on the image")
 
 
 def attention_sites(model: nn.Module) -> list[WindowAttention]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError, unknown
 from nystra_bench.measure.base import check_columns
 from nystra_bench.sweep.cell import SCHEMA
+from nystra_bench.sweep.files import unwritable
 from nystra_bench.sweep.grid import Combination, Option, Overrides, expand, listed
 from nystra_bench.sweep.inspection import look
 from nystra_bench.sweep.locks import device_lock
@@ -41,7 +41,7 @@ class Engine:
 
     def __init__(self, config: dict, catalogue: Catalogue, overrides: Overrides):
         self.config, self.catalogue, self.overrides = config, catalogue, overrides
-        self.results = Path(str(config["results"])).expanduser().resolve()
+        self.results = _absolute(config["results"])
         self.name = str(config["name"] or config["sweep_name"])
         self.folder = self.results / self.name
         self.store = Store(self.results / "store")
@@ -53,6 +53,7 @@ class Engine:
         self.metrics = catalogue.choose("metrics", "metric", config["metrics"])
         if not self.metrics:
             raise UserError(f"metrics=[] holds no metric: accepted are all, {', '.join(catalogue.names('metric'))}")
+        self.notes: list[str] = []  # what the plan says of the images
         self.tiling = config["tile"] and {"tile": config["tile"], "overlap": config["tile_overlap"]}
         self.plugins = {f"{k}s": catalogue.choose(f"{k}s", k, config[f"{k}s"]) for k in ("table", "figure")}
 
@@ -67,7 +68,7 @@ class Engine:
             self._write_cells(planned)
             statuses = [self.status(p)[0] for p in planned]
             missing = self.missing(planned, statuses)
-            print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure", flush=True)
+            print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure{self._takes(missing)}", flush=True)
             self._measure(missing)
         return self._report()
 
@@ -78,8 +79,14 @@ class Engine:
         for p, (status, reason) in zip(planned, known, strict=True):
             print(f"{status:9} {p.cell.describe()}{f'  ({reason})' if reason else ''}")
         statuses = [status for status, _ in known]
-        print(f"{self.name}: {_summary(statuses)}; {len(self.missing(planned, statuses))} to measure")
+        missing = self.missing(planned, statuses)
+        print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure{self._takes(missing)}")
         return 0
+
+    def _takes(self, missing: list[Planned]) -> str:
+        """How long the whole sweep takes, where it says so and something is left of it."""
+        told = self.config["sweep"].get("takes")
+        return f"; all of it takes {told}" if told and missing else ""
 
     def report_again(self) -> int:
         """Draw again from the store; measures nothing.
@@ -101,7 +108,11 @@ class Engine:
         self._check_columns(combinations)
         plugins, tf32 = tuple(self.config["plugins"]), self.config["tf32"]
         run = Run(self.metrics, self.references, self.config["timing"], plugins, self.tiling, tf32)
-        return plan(combinations, look(request_of(combinations, run)), self.catalogue, self.overrides, run)
+        facts = look(request_of(combinations, run))
+        self.notes = list(dict.fromkeys(note for task in facts["tasks"].values() for note in task["notes"]))
+        for note in self.notes:
+            print(f"nystra_bench: {note}", file=sys.stderr)
+        return plan(combinations, facts, self.catalogue, self.overrides, run)
 
     def _check_columns(self, combinations: list[Combination]) -> None:
         """Each column of table.csv belongs to one measurement, or to one metric."""
@@ -112,12 +123,11 @@ class Engine:
 
     def _check_writable(self) -> None:
         """Before anything is measured: hours of it would be lost at the end otherwise."""
-        nearest = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            raise UserError(
-                f"results={self.config['results']} cannot be written ({nearest} is no folder that this user may write "
-                "to): accepted is another results=FOLDER"
-            )
+        for folder in (self.folder, self.store.folder):
+            if reason := unwritable(folder):
+                raise UserError(
+                    f"results={self.config['results']} cannot be written ({reason}): accepted is another results=FOLDER"
+                )
 
     def status(self, p: Planned) -> tuple[str, str | None]:
         """Of a cell, with its reason; a result that lacks what is asked for now is not done."""
@@ -181,6 +191,8 @@ class Engine:
         log.setLevel(logging.INFO)
         log.propagate = False
         log.info("command: %s", " ".join(sys.argv))
+        for note in self.notes:
+            log.warning("%s", note)
 
     # ----------------------------------------------------------------- reporting
 
@@ -196,6 +208,13 @@ class Engine:
         if failed:
             print(f"{len(failed)} cells failed: the reasons are in the table, tracebacks in {self.log_file}")
         return 2 if failed else 0
+
+
+def _absolute(results: object) -> Path:
+    try:
+        return Path(str(results)).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in circles, no such home
+        raise UserError(f"results={results} is no folder ({error}): accepted is a path") from error
 
 
 def _references(wanted: object, catalogue: Catalogue) -> dict[str, Option]:

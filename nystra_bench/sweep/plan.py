@@ -46,7 +46,7 @@ class Planned:
         window: side of the windows in tokens, or in words where a model's own are no squares (``8×32``); None where the
             cell has no model.
         uses: what the attention makes of position bias and shift mask (``Attention.uses``), and whether it is
-            ``exact``.
+            ``exact``; which attentions of the model are ``kept`` as they are, and how many.
         reason: why the cell is skipped, if it is.
         parts: what its value is put together from (``Measurement.parts``).
     """
@@ -115,23 +115,29 @@ class Planner:
     def resolve(self, c: Combination) -> Planned:
         model, task = self._about("models", c.model), self._about("tasks", c.task)
         attention, machine = self._about("attentions", c.attention), self.facts["devices"][c.device.text]
-        if model and task:
+        if model and task and not model["refusal"]:
             _check_model_fits(c, model, task)
-        window = c.window_size if isinstance(c.window_size, int) else model["native_window"] if model else None
-        if c.position_bias == "interpolate" and window == model["native_window"]:
+        window = c.window_size if isinstance(c.window_size, int) else model.get("native_window") if model else None
+        if c.position_bias == "interpolate" and window == model.get("native_window"):
             c = replace(c, position_bias="native")  # nothing is stretched: it is the same model
         known = self._circumstances(machine, attention, model)
         content = {"measure": self._measure(c), **self._content(c, window)}
         content |= {"device": c.device.name, "dtype": c.dtype, "settings": self._settings(c, machine, known)}
-        reason = _own_windows(c, model, window) or _refusal(self._sides(c, model), window, attention, machine, task)
-        uses = attention["uses"] if attention else {}
+        refused = _untrained(c, model) or _own_windows(c, model, window)
+        reason = refused or _refusal(self._sides(c, model), window, attention, machine, model, task)
+        if model and not reason:
+            reason = c.measurement.refuses(model["layers"], [tuple(size) for size in task["sizes"]] if task else [])
+        uses = dict(attention["uses"]) if attention else {}
+        uses |= {"kept": model["kept"]} if model and model.get("kept") else {}
         return Planned(Cell.of(content), c, window, uses, reason, c.measurement.parts(known))
 
     def _content(self, c: Combination, window: int | None) -> dict:
         """What is measured: model, window, bias, task and attention, each where the measurement needs it."""
         content: dict = {}
         if c.model:
-            kept = {k: self._about("models", c.model)[k] for k in ("weights", "version", "native_window")}
+            about = self._about("models", c.model)
+            kept = {k: about.get(k) for k in ("weights", "version", "native_window")}
+            kept |= {k: about[k] for k in ("untrained", "settings") if about.get(k)}
             content["model"] = {"name": _model_name(c.model, self.catalogue), **kept}
         if c.window_size:
             content["window"] = window
@@ -156,7 +162,7 @@ class Planner:
 
     def _circumstances(self, machine: dict, attention: dict | None, model: dict | None) -> Circumstances:
         references = self.facts["references"]
-        code = [about["sources"] for about in (attention, model, *references.values()) if about]
+        code = [about["sources"] for about in (attention, model, *references.values()) if about and "sources" in about]
         return Circumstances(
             hardware=machine.get("hardware"),
             threads=machine.get("threads"),
@@ -207,11 +213,25 @@ def _own_windows(c: Combination, model: dict | None, window: int | str | None) -
     return f"{c.model.name} works in its own windows alone ({model['native_window']}), not in window_size={window}"
 
 
+def _untrained(c: Combination, model: dict | None) -> str | None:
+    """Why a measurement that looks at what a model does is not taken of one with random weights."""
+    if not model or not model.get("untrained") or not c.measurement.trained:
+        return None
+    return f"the weights of {c.model.name} are random, so measure={c.measure.name} would say nothing"
+
+
 def _refusal(
-    sides: list[Size], window: int | str | None, attention: dict | None, machine: dict, task: dict | None
+    sides: list[Size],
+    window: int | str | None,
+    attention: dict | None,
+    machine: dict,
+    model: dict | None,
+    task: dict | None,
 ) -> str | None:
-    if task and task["refusal"]:
-        return task["refusal"]
+    """What is lacking, model and task together, else why the window, the attention or the device does not fit."""
+    lacking = [about["refusal"] for about in (model, task) if about and about["refusal"]]
+    if lacking:
+        return "; ".join(lacking)
     if task and isinstance(window, int) and window > task["largest_side"]:
         return f"window_size={window} exceeds the images, whose largest side is {task['largest_side']} pixels"
     refused = [reason for side in sides if attention and (reason := attention["refusals"][size_text(side)])]
@@ -237,6 +257,7 @@ def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned],
             accepted = "native, and windows that images and attentions fit"
             yield f"window_size={value}", accepted, lambda p, v=value: p.window == v
     others = {
+        "model": "models whose weights are there",
         "task": "tasks whose images are there",
         "device": "cpu, and what else this machine has",
         "attention": "attentions that fit the windows",

@@ -37,6 +37,9 @@ MEASURED = ("done", "unstable", "nonfinite")
 FAILURES = ("nonfinite", "failed", "oom", "timeout", "crashed")
 """Those of attempts that gave no number to be used; ``nonfinite`` may be a result, too."""
 
+LONGEST = 240
+"""Bytes of an image's id that the name of a file holds; a file system takes 255, with the ending."""
+
 RESULT, FAILURE, JOURNAL = "result.json", "failure.json", "journal.jsonl"
 
 
@@ -173,8 +176,9 @@ class Store:
 
     def panel_images(self, cell: Cell, image: str) -> Path:
         """The file with the input and clean image of a quality cell's panel; cells of one task share it."""
-        digest = hashlib.sha256(canonical_json(cell.content["task"]).encode()).hexdigest()
-        return self.folder / "images" / digest / f"{image}.npz"
+        folder = self.folder / "images" / _digest(canonical_json(cell.content["task"]))
+        is_long = any(len(part.encode()) > LONGEST for part in image.split("/"))
+        return folder / f"{_digest(image) if is_long else image}.npz"
 
     def write_arrays(self, path: Path, **arrays: object) -> None:
         import numpy as np
@@ -205,8 +209,12 @@ class Store:
         name = f"{UNFINISHED}*"
         for pattern in (name, f"*/{name}", f"images/**/{name}"):  # the ids of panels' images may have folders
             yield from self.folder.glob(pattern)
-        for pattern in (f"*/{name}", f"*/*/{name}"):
+        for pattern in (f"*/{name}", f"*/*/{name}", f"*/*/*/{name}"):  # of paper/table2 with its figures, too
             yield from filter(writer, self.folder.parent.glob(pattern))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_identity(found: dict, key: object) -> None:

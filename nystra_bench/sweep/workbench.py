@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from nystra_bench.attention.base import Attention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.configuration import instantiate
+from nystra_bench.errors import UserError
 from nystra_bench.instruments.environment import environment, usable_cores
 from nystra_bench.instruments.memory_guard import MemoryGuard
 from nystra_bench.measure.base import Measured, measurement
 from nystra_bench.models import calibrate, load_configured, plug
+from nystra_bench.models.images import as_image, as_input
 from nystra_bench.models.tiling import restore_in_tiles
 from nystra_bench.sweep.cell import Cell, canonical_json
 from nystra_bench.sweep.store import Store
@@ -64,7 +66,8 @@ def status_of(error: BaseException) -> str:
 
 def reason_of(error: BaseException) -> str:
     said = str(error).strip()
-    return (said if isinstance(error, NotFinite) else f"{type(error).__name__}: {said}").splitlines()[0][:300]
+    is_sentence = isinstance(error, (NotFinite, UserError))
+    return (said if is_sentence else f"{type(error).__name__}: {said}").splitlines()[0][:300]
 
 
 class Workbench:
@@ -138,8 +141,12 @@ class Workbench:
 
     def tensor(self, image: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
         """(height, width, C) -> (1, C, height, width) on the device, in the session's or the given precision."""
-        tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].contiguous()
-        return tensor.to(self.device, dtype or self.dtype)
+        return as_input(image, self.device, dtype or self.dtype)
+
+    def first_tile(self, x: Tensor) -> Tensor:
+        """Of an input (1, C, height, width) the first tile, where the run cuts images into tiles; else all of it."""
+        tile = (self.request["tiling"] or {}).get("tile")
+        return x[..., :tile, :tile]
 
     # ----------------------------------------------------------------- running the model
 
@@ -154,7 +161,7 @@ class Workbench:
 
     def restore(self, model: nn.Module, sample: Sample, dtype: torch.dtype | None = None) -> np.ndarray:
         """The output for a sample, (height, width, C) float32, neither clipped nor rounded."""
-        return self.forward(model, self.tensor(sample.degraded, dtype))[0].permute(1, 2, 0).float().cpu().numpy()
+        return as_image(self.forward(model, self.tensor(sample.degraded, dtype)))
 
     def without_attention(self) -> nn.Module:
         return plug(self.model, IdentityAttention())

@@ -27,11 +27,11 @@ class WindowSite(ABC, Site):  # ABC as in the module's own class, which Python w
         return self.attn_transform.cpb_mlp.parameters()
 
     def position_bias(self, size: Size) -> Tensor:
-        table = self.attn_transform.cpb_mlp(self.coordinates).view(-1, self.num_heads)
+        table = self.attn_transform.cpb_mlp(self.told).view(-1, self.num_heads)
         return bias_from_table(16 * table.sigmoid(), size)
 
     def forward(self, qkv: Tensor, x_size: tuple[int, int], table: Tensor, index: Tensor, mask: Tensor | None):
-        self.__dict__["coordinates"] = table  # of the offsets in a window: the same at every call
+        self.told = table  # of the offsets in a window: the same at every call
         shifted = self.shift_size > 0
         regions = self.regions(*x_size, shifted, qkv.device)
         sharpness = self.attn_transform.logit_scale.clamp(max=SHARPEST).exp()

@@ -17,7 +17,7 @@ class SwinBlock:
     """
 
     def forward(self, x: Tensor, x_size: tuple[int, int], *further) -> Tensor:
-        self.attn.map = (*x_size, self.shift_size > 0)
+        self.attn.told = (*x_size, self.shift_size > 0)
         return super().forward(x, x_size, *further)
 
     def calculate_mask(self, x_size: tuple[int, int]) -> Tensor:
@@ -41,6 +41,6 @@ class SwinSite(Site):
         return q * self.scale, k, v
 
     def forward(self, x: Tensor, *_, **__) -> Tensor:
-        height, width, shifted = self.map
+        height, width, shifted = self.told
         regions = self.regions(height, width, shifted, x.device)
         return self.proj(merge_heads(self.attend(*self.queries_keys_values(x), regions)))

@@ -31,6 +31,7 @@ class Bound(Figure):
     """A row of axes for each model, window and bias: the kernel's error with its bounds, and the attention matrix's."""
 
     place = 3
+    made_of = ("bound",)
 
     def caption(self, data: ReportData) -> str:
         return (
