@@ -49,7 +49,6 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         timeout=TIMEOUT_S,
         kernel_name="python3",
         record_timing=False,
-        store_widget_state=False,
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute()
