@@ -220,7 +220,7 @@ def test_results_that_cannot_be_written(bench, tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "parts"),
     [
-        ("sweep/bad.yaml", "blocks: [", ["options do not fit together", "bad.yaml"]),
+        ("sweep/bad.yaml", "blocks: [", ["bad.yaml", "cannot be read"]),
         ("sweep/bad.yaml", "blocks: {model: swinir}", ["options do not fit together", "sweep/bad"]),
         ("sweep/bad.yaml", "blocks: [{model: swinir, tasks: denoise}]", ["tasks", "did you mean task?"]),
         ("attention/exact.yaml", "a: [", ["exact.yaml", "cannot be read"]),
