@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
-
 from nystra_bench.configuration import BIAS_MODES, Catalogue, configs_folder, instantiate
 from nystra_bench.errors import UserError, unknown
 from nystra_bench.models.windows import (
+    WindowedModel,
     attention_sites,
     calibrate,
     forget,
@@ -39,7 +38,7 @@ def load_model(
     weights: str | Path | None = None,
     window_size: int | None = None,
     position_bias: str = "native",
-) -> nn.Module:
+) -> WindowedModel:
     """Load a model on images (B, C, height, width) in [0, 1], in evaluation mode, on the CPU, in float32.
 
     Args:
@@ -58,7 +57,7 @@ def load_model(
     return load_configured(config, window_size, position_bias)
 
 
-def load_configured(config: dict, window_size: int | None = None, position_bias: str = "native") -> nn.Module:
+def load_configured(config: dict, window_size: int | None = None, position_bias: str = "native") -> WindowedModel:
     """The same from the content of a configuration file."""
     if not config.get("weights"):
         raise UserError("model.weights is not given: accepted is the path of a .pth or .safetensors file")
@@ -66,7 +65,7 @@ def load_configured(config: dict, window_size: int | None = None, position_bias:
         raise unknown("position_bias", position_bias, BIAS_MODES)
     if window_size is not None and (not isinstance(window_size, int) or window_size < 2):
         raise UserError(f"window_size={window_size} does not fit: accepted are whole numbers from 2 on")
-    model = instantiate(config)
+    model: WindowedModel = instantiate(config)
     native = model.window_size
     if position_bias == "native":
         if window_size not in (None, native):

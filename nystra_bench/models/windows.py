@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +90,9 @@ def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(b, H, N, d) -> (b, N, H * d)."""
     return x.transpose(1, 2).flatten(2)
+
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class FeedForward(nn.Module):
@@ -299,6 +302,9 @@ class WindowedModel(nn.Module):
     """A model with windowed attentions, which can work on windows of another size than it was trained in."""
 
     window_size: int
+    scale: int
+    channels: int
+    version: str
 
     settings: Mapping[str, object] = MappingProxyType({})
     """What decides the numbers besides weights, window and bias mode, as plain JSON; a result's identity holds it."""
@@ -354,7 +360,7 @@ def _shifted_maps(model: nn.Module) -> list[ShiftedMaps]:
     return [module for module in model.modules() if isinstance(module, ShiftedMaps)]
 
 
-def plug(model: nn.Module, attention: Attention) -> nn.Module:
+def plug(model: Model, attention: Attention) -> Model:
     """Replace every attention of the model, in place, by this one; returns the model.
 
     Raises:
@@ -383,6 +389,6 @@ def calibrate(model: nn.Module, attention: Attention, images: list[Tensor], rest
     return attention.calibrate(named_attention_sites(model), restore or model, images)
 
 
-def unplug(model: nn.Module) -> nn.Module:
+def unplug(model: Model) -> Model:
     """Give the model its exact attention back, in place; returns the model."""
     return plug(model, ExactAttention())

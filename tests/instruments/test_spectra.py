@@ -173,6 +173,15 @@ def test_leading_values_of_a_known_spectrum(decay):
     assert numbers["energy_20"].item() == pytest.approx(share, rel=1e-4)
 
 
+def test_all_values_are_known_where_the_first_hold_too_little():
+    flat, steep = softmax_of("noise", 576), softmax_of("smooth", 576)
+    assert leading_singular_values(flat, 50).shape == (1, 576)
+    found, full = leading_singular_values(steep, 50), torch.linalg.svdvals(steep)
+    assert found.shape == (1, 50)
+    np.testing.assert_allclose(found, full[:, :50], rtol=1e-3, atol=1e-6)
+    assert leading_singular_values(steep, 3).shape == (1, 576)
+
+
 def test_a_rank_beyond_what_was_computed_is_infinite():
     numbers = spectrum_numbers(torch.tensor([[3.0, 1.0], [1.0, 1.0]]), torch.tensor([10.2, 8.0], dtype=torch.float64))
     assert numbers["rank_90"].tolist() == [2, math.inf] and numbers["rank_99"].tolist() == [math.inf, math.inf]
