@@ -132,7 +132,7 @@ class Planner:
             about = self._about("models", c.model)
             kept = {k: about[k] for k in ("weights", "version", "native_window")}
             kept |= {"settings": about["settings"]} if about.get("settings") else {}
-            content["model"] = {"name": _model_name(c.model, self.catalogue), **kept}
+            content["model"] = {"name": _model_name(c.model, about.get("settings", {}), self.catalogue), **kept}
         if c.window_size:
             content["window"] = window
         if c.position_bias:
@@ -184,11 +184,11 @@ def _tile_parameters(tiling: Mapping[str, int] | None) -> dict:
     return {"tile": tiling["tile"], "tile_overlap": tiling["overlap"]} if tiling else {}
 
 
-def _model_name(model: Option, catalogue: Catalogue) -> str:
+def _model_name(model: Option, settings: Mapping[str, object], catalogue: Catalogue) -> str:
     """What tables call a model: its option, or the file where the user gave other weights than the option's."""
-    if model.config["weights"] == catalogue.option("model", model.name)["weights"]:
-        return model.name
-    return Path(str(model.config["weights"])).stem
+    given = model.config["weights"] != catalogue.option("model", model.name)["weights"]
+    name = Path(str(model.config["weights"])).stem if given else model.name
+    return " ".join([name, *(f"{setting}={value}" for setting, value in settings.items())])
 
 
 def _check_model_fits(c: Combination, model: dict, task: dict) -> None:
