@@ -149,7 +149,8 @@ class Planner:
             about = self._about("models", c.model)
             kept = {k: about.get(k) for k in ("weights", "version", "native_window")}
             kept |= {k: about[k] for k in ("untrained", "settings") if about.get(k)}
-            content["model"] = {"name": _model_name(c.model, self.catalogue), **kept}
+            name = _model_name(c.model, about.get("settings", {}), self.catalogue)
+            content["model"] = {"name": name, **kept}
         if c.window_size:
             content["window"] = window
         if c.position_bias:
@@ -202,11 +203,11 @@ def _tile_parameters(tiling: Mapping[str, int] | None) -> dict:
     return {"tile": tiling["tile"], "tile_overlap": tiling["overlap"]} if tiling else {}
 
 
-def _model_name(model: Option, catalogue: Catalogue) -> str:
+def _model_name(model: Option, settings: Mapping[str, object], catalogue: Catalogue) -> str:
     """What tables call a model: its option, or the file where the user gave other weights than the option's."""
-    if model.config["weights"] == catalogue.option("model", model.name)["weights"]:
-        return model.name
-    return Path(str(model.config["weights"])).stem
+    given = model.config["weights"] != catalogue.option("model", model.name)["weights"]
+    name = Path(str(model.config["weights"])).stem if given else model.name
+    return " ".join([name, *(f"{setting}={value}" for setting, value in settings.items())])
 
 
 def _check_model_fits(c: Combination, model: dict, task: dict) -> None:
