@@ -18,6 +18,10 @@ from nystra_bench.sweep.grid import AVAILABLE, Combination, Option, Overrides
 from nystra_bench.sweep.inspection import use
 
 
+FEW = 3
+"""So many sizes of windows a table names one by one."""
+
+
 @dataclass(frozen=True)
 class Run:
     """The settings of a run that decide numbers beside the axes.
@@ -152,7 +156,7 @@ class Planner:
             name = _model_name(c.model, about.get("settings", {}), self.catalogue)
             content["model"] = {"name": name, **kept}
         if c.window_size:
-            content["window"] = window
+            content["window"] = window if isinstance(window, int) else self._in_words(c, window)
         if c.position_bias:
             content["position_bias"] = c.position_bias
         if c.task:
@@ -163,6 +167,11 @@ class Planner:
             kept = {k: self._about("attentions", c.attention)[k] for k in ("version", "params")}
             content["attention"] = {"name": c.attention.name, **kept}
         return content
+
+    def _in_words(self, c: Combination, window: str | None) -> str | None:
+        """The windows that the images are really cut into, where they are few; else what the model calls them."""
+        sizes = self._sides(c, self._about("models", c.model))
+        return ", ".join(map(size_text, sizes)) if 0 < len(sizes) <= FEW else window
 
     def _about(self, kind: str, option: Option | None) -> Any:
         """What is known of an option; None where the combination has none."""
