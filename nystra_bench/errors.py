@@ -9,11 +9,28 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake of the user; the message names the option, the value, and what would be accepted."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What notebooks show in place of a traceback (IPython asks for it)."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class Absent(UserError):
+    """Something known is not on this machine yet; the message says how to get it. In a sweep it is a skipped row."""
+
 
 def did_you_mean(value: object, accepted: Iterable[str], prefix: str = "") -> str:
     """The nearest of the accepted names, as a clause to add to a message; empty where none is near."""
     near = difflib.get_close_matches(str(value), list(accepted), n=1, cutoff=0.5)
     return f" (did you mean {prefix}{near[0]}?)" if near else ""
+
+
+def outside_image(query: tuple[int, int], height: int, width: int) -> str | None:
+    """Why a pixel (row, column) is none of an image of this size; None where it is one."""
+    row, column = query
+    if 0 <= row < height and 0 <= column < width:
+        return None
+    accepted = f"accepted are rows 0 to {height - 1} and columns 0 to {width - 1}"
+    return f"query=[{row},{column}] lies outside of the image: {accepted}"
 
 
 def unknown(option: str, value: object, accepted: Iterable[object]) -> UserError:

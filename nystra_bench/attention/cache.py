@@ -64,6 +64,10 @@ class Caches:
             own[key] = Cache(self._common.setdefault(key, Cache()))
         return own[key]
 
+    def __reduce__(self) -> tuple:
+        """A copy, in another process or in a file, keeps nothing yet: what is kept is made anew there."""
+        return Caches, ()
+
     def setup_seconds(self, attention: object) -> float:
         return sum(cache.setup_s for cache in self._own.get(attention, {}).values())
 

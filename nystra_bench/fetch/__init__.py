@@ -4,6 +4,6 @@
 in place, ``command`` is the command line. Importing this package is cheap and touches no network.
 """
 
-from nystra_bench.fetch.catalogue import Download, cache_folder, cached, find, names
+from nystra_bench.fetch.catalogue import Download, cache_folder, cached, data_folder, find, names
 
-__all__ = ["Download", "cache_folder", "cached", "find", "names"]
+__all__ = ["Download", "cache_folder", "cached", "data_folder", "find", "names"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+
+from nystra_bench import baselines
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "hydra-core", "pandas", "nystra-bench")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "KMP_BLOCKTIME")
@@ -25,7 +29,32 @@ Without it every temporary of an N x N attention is fetched from the kernel page
 at window 32 then took 6.7 s instead of 2.3 s, two thirds of it in the kernel, which flatters every replacement.
 """
 
+_MALLOPT = {"trim_threshold": -1, "top_pad": -2, "mmap_max": -4}
+_KEEPING = {"mmap_max": 0, "trim_threshold": (1 << 31) - 1, "top_pad": 256 << 20}
+_USUAL = {"mmap_max": 65536, "trim_threshold": 128 << 10, "top_pad": 128 << 10}
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def kept_memory() -> Iterator[bool]:
+    """Let glibc keep freed memory, as ``KEEP_MEMORY`` does, in a process that is running already: a notebook's, say.
+
+    Yields whether it does: another libc than GNU's takes no such settings. Afterwards glibc's own defaults hold, and
+    what was kept is given back.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        set_option, trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows
+        yield False
+        return
+    try:
+        yield all([set_option(_MALLOPT[name], value) for name, value in _KEEPING.items()])
+    finally:
+        for name, value in _USUAL.items():
+            set_option(_MALLOPT[name], value)
+        trim(0)
 
 
 def cpu_name() -> str:
@@ -53,15 +82,16 @@ def hardware(device: str) -> str:
 
 
 def source_digest(plugins: Iterable[str] = ()) -> str:
-    """SHA-256 over the sources of the package, of ``baselines`` and of plug-ins: which code measured.
+    """SHA-256 over the sources of the package, of its baselines and of plug-ins: which code measured.
 
     Also where there is no git.
 
     Args:
         plugins: folders; all Python files below them count.
     """
+    outside = (path for path in map(Path, baselines.__path__) if not path.is_relative_to(ROOT))
     total = hashlib.sha256()
-    for folder in (ROOT, ROOT.parent / "baselines", *map(Path, plugins)):
+    for folder in (ROOT, *outside, *map(Path, plugins)):
         for file in sorted(folder.rglob("*.py")):
             total.update(f"{file.relative_to(folder.parent)}\n".encode() + file.read_bytes())
     return total.hexdigest()

@@ -131,6 +131,7 @@ class _Curve:
 
     def growth(self, size: _Size, shape: Shape) -> float:
         """How many times the work of the last size a size is: of its operations, and at least of its tokens."""
+        assert self.seen is not None, "asked for after a first call"
         before = self.seen.size
         tokens = size.windows * size.tokens / (before.windows * before.tokens)
         now, then = (self._operations(s, shape) for s in (size, before))
@@ -191,8 +192,9 @@ class _Session:
         """Time the attentions that can serve this size, and say why the others cannot."""
         size, entries, about = _Size.of(side, self._map(side)), {}, {}
         running = [curve for curve in curves if not curve.ended and not self._left_out(curve, size)]
-        tensors = self._tensors(size) if running else ()
+        tensors = self._tensors(size) if running else None
         for curve in running:
+            assert tensors is not None
             call = _Call(curve.attention, tensors, side)
             try:
                 curve.seen, about[curve.name] = self._probe(call, size)
@@ -212,10 +214,11 @@ class _Session:
     def _map(self, side: int) -> int:
         return side if self.mode == "window" else MAP
 
-    def _tensors(self, size: _Size) -> tuple[Tensor, ...]:
+    def _tensors(self, size: _Size) -> tuple[Tensor, Tensor, Tensor]:
         map_side = size.side * round(size.windows**0.5)
         made = workload(self.shape.heads, self.shape.dim, size.side, map_side, self.seed, self.logit_std)
-        return tuple(tensor.to(self.device, self.dtype) for tensor in made)
+        q, k, v = (tensor.to(self.device, self.dtype) for tensor in made)
+        return q, k, v
 
     def _left_out(self, curve: _Curve, size: _Size) -> bool:
         """Whether the attention is not called at this size; then it is recorded why."""

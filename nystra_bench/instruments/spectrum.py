@@ -28,7 +28,6 @@ while ``sigma_1`` stays near 1 and ``sigma_3(E) / sigma_2(A)`` is 1, so no funct
 from __future__ import annotations
 
 import math
-from random import Random
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.landmarks import pooled_landmarks
 from nystra_bench.attention.nystra import NystraAttention
-from nystra_bench.attention.pinv import razavi_pinv
+from nystra_bench.instruments.probes import Probe, choose_windows, few_windows, published_inverse
 
 WINDOWS = 2
 """Windows of a layer that are looked at."""
@@ -110,9 +109,7 @@ def kernel_spectrum(attention: NystraAttention, q: Tensor, k: Tensor, window: Wi
         pseudo-inverse, ``kernel_floor``, ``kernel_projection`` and ``kernel_bound`` (see the module) and ``gap``, which
         has no unit of its own; and ``approximation``, (chosen, H, N, N).
     """
-    size = window.height, window.width, attention.landmarks
-    of_all = attention.kernel(pooled_landmarks(q, *size) @ pooled_landmarks(k, *size).transpose(-2, -1))
-    inverse = razavi_pinv(of_all, attention.iterations, attention.init)[chosen]
+    inverse = published_inverse(attention, q, k, window)[chosen]
     g, left, middle, right = kernel_blocks(attention, q[chosen], k[chosen], window)
     approximation, norm = left @ inverse @ right, spectral_norm(g)
     found = nystrom_bounds(g, left, middle, right)
@@ -137,7 +134,7 @@ def layer_spectrum(attention: Attention, q: Tensor, k: Tensor, window: Window, c
             alone.
     """
     q, k = q.double().cpu(), k.double().cpu()
-    few = _of_windows(window, chosen, q.shape[0])
+    few = few_windows(window, chosen, q.shape[0])
     exact = ExactAttention().matrix(q[chosen], k[chosen], few)
     found: dict[str, Tensor] = {}
     if isinstance(attention, NystraAttention):
@@ -149,18 +146,7 @@ def layer_spectrum(attention: Attention, q: Tensor, k: Tensor, window: Window, c
     return found | {"matrix_error": spectral_norm(exact - matrix) / spectral_norm(exact)}
 
 
-def _of_windows(window: Window, chosen: list[int], count: int) -> Window:
-    """The window of a call with the chosen of ``count`` windows only, its tensors on the CPU."""
-
-    def regions() -> Tensor | None:
-        numbers = window.regions()
-        return None if numbers is None else numbers.cpu().repeat(count // len(numbers), 1)[chosen]
-
-    bias = (lambda: window.bias().double().cpu()) if window.has_bias else None
-    return Window(window.height, window.width, bias, regions)
-
-
-class SpectrumProbe(ExactAttention):
+class SpectrumProbe(Probe):
     """Exact attention that looks at another one: at its first call it keeps what ``layer_spectrum`` finds.
 
     Args:
@@ -173,17 +159,13 @@ class SpectrumProbe(ExactAttention):
     """
 
     def __init__(self, attention: Attention, seed: int):
-        super().__init__()
+        super().__init__(self._look)
         self.attention, self.seed = attention, seed
         self.chosen: list[int] = []
-        self.found: dict[str, Tensor] = {}
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
-        if not self.found:
-            count = q.shape[0]
-            self.chosen = sorted(Random(self.seed).sample(range(count), min(WINDOWS, count)))
-            self.found = layer_spectrum(self.attention.cpu(), q, k, window, self.chosen)
-        return super().forward(q, k, v, window)
+    def _look(self, q: Tensor, k: Tensor, window: Window) -> dict[str, Tensor]:
+        self.chosen = choose_windows(q.shape[0], WINDOWS, self.seed)
+        return layer_spectrum(self.attention.cpu(), q, k, window, self.chosen)
 
     def by_head(self) -> dict[str, list[list[float]]]:
         """What was found as plain lists: name -> for each head, one number for each chosen window."""

@@ -13,7 +13,7 @@ Planning and the report import no torch, the worker no pandas: import both where
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -92,6 +92,9 @@ class Measurement:
     quiet: ClassVar[bool] = False
     """Whether nothing else may run on the device meanwhile, as for timings."""
 
+    trained: ClassVar[bool] = True
+    """Whether it needs trained weights: False where random ones give the same numbers, as costs are."""
+
     place: ClassVar[int] = 100
     """Within a session measurements run by rising place: timings first, while the process is fresh."""
 
@@ -118,6 +121,17 @@ class Measurement:
         """Which of these parts a stored value does not have; ``value["parts"]`` holds the identities of its own."""
         had = value.get("parts") or {}
         return [name for name, identity in parts.items() if had.get(name) != identity]
+
+    def refuses(self, layers: Sequence[str], sizes: Sequence[tuple[int, int]]) -> str | None:
+        """Why it cannot be taken of a model, as one clause that names what is accepted; None where it can.
+
+        It is asked where there is a model.
+
+        Args:
+            layers: names of the model's attentions, in their order.
+            sizes: heights and widths of the degraded images; empty where there is no task, or it lacks its images.
+        """
+        return None
 
     # ----------------------------------------------------------------- measuring, in the worker
 
@@ -173,7 +187,7 @@ def measurement(name: str, config: Mapping) -> Measurement:
         raise UserError(f"measure={name}: {target} is no subclass of nystra_bench.measure.base.Measurement")
     needs = getattr(made, "needs", None)
     fits = isinstance(needs, (tuple, list)) and set(ALWAYS) <= set(needs) <= set(AXES)
-    if not fits or ("model" not in needs and {"window_size", "position_bias"} & set(needs)):
+    if needs is None or not fits or ("model" not in needs and {"window_size", "position_bias"} & set(needs)):
         said = "does not say which axes it needs" if needs is None else f"says needs={needs}"
         raise UserError(
             f"measure={name}: {target} {said}: accepted is a tuple of {', '.join(AXES)}, with device and dtype in it "
@@ -200,6 +214,11 @@ def check_columns(measurements: Mapping[str, Measurement], taken: Mapping[str, s
                     "no other has"
                 )
             owners[column] = f"measure={name}"
+
+
+def without_attention(layers: Sequence[str]) -> str | None:
+    """Why a measurement that looks at attentions refuses a model without any."""
+    return None if layers else "the model has no attention to look at: accepted are models with windowed attentions"
 
 
 def number(value: Any) -> float:

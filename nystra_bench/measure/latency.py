@@ -7,7 +7,6 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from nystra_bench.sweep.cell import canonical_json
 from nystra_bench.words import FLOOR, FUSED, ORIGINAL, REFERENCES, RELEASED
 
 if TYPE_CHECKING:
-    from nystra_bench.attention.base import Attention
     from nystra_bench.instruments.timer import Entry
     from nystra_bench.sweep.workbench import Job, Workbench
 
@@ -49,6 +47,7 @@ class Latency(Measurement):
     """On the task's first image; see docs/METHODOLOGY.md, Timing."""
 
     needs = AXES
+    trained = False
     quiet = True
     place = 10
     columns = (
@@ -69,7 +68,9 @@ class Latency(Measurement):
     row_columns = ("entry", "round", "ms")
 
     def settings(self, known: Circumstances) -> dict:
-        return known.machine | {"timing": dict(known.timing), "references": known.references}
+        # That unstable timings have further rounds is said where it is not so: it was always so once.
+        timing = {name: value for name, value in known.timing.items() if (name, value) != ("again", True)}
+        return known.machine | {"timing": timing, "references": known.references}
 
     def run(self, bench: Workbench, jobs: list[Job]) -> None:
         TimedSession(bench, jobs).run()
@@ -98,7 +99,8 @@ class Latency(Measurement):
         low, high = np.quantile(value["samples_ms"], [0.25, 0.75])
         released = companions(value, cell).get(RELEASED)
         native = float(np.median(released)) if released else float("nan")
-        return {"latency_q1": float(low), "latency_q3": float(high), "native_ms": native}
+        size = f"{value.get('height')}x{value.get('width')}"
+        return {"latency_q1": float(low), "latency_q3": float(high), "native_ms": native, "latency_input": size}
 
 
 def companions(value: Mapping, cell: Mapping) -> dict[str, list[float]]:
@@ -133,10 +135,17 @@ class TimedSession:
     """Times the cells of a session together with the references."""
 
     def __init__(self, bench: Workbench, jobs: list[Job]):
+        from nystra_bench.instruments.forward import ForwardTimer
         from nystra_bench.instruments.timer import Clock, Timing
 
         self.bench, self.jobs = bench, jobs
-        self.timing, self.clock = Timing(**bench.request["timing"]), Clock(bench.device)
+        self.timer = ForwardTimer(
+            bench.model,
+            lambda model: bench.forward(model, bench.first_input),
+            Timing(**bench.request["timing"]),
+            Clock(bench.device),
+            None if bench.native is bench.model else bench.native,
+        )
         # Which entry times a cell: a reference's where it is the same attention, else one of its own.
         references = {canonical_json(config): name for name, config in bench.request["references"].items()}
         self.names = {job.cell.key: references.get(canonical_json(job.config), job.cell.key) for job in jobs}
@@ -144,7 +153,8 @@ class TimedSession:
             job.attention = bench.references.get(self.names[job.cell.key], job.attention)
 
     def run(self) -> None:
-        from nystra_bench.instruments.timer import expected_s, instability, run_rounds
+        from nystra_bench.instruments.forward import add_twin
+        from nystra_bench.instruments.timer import expected_s, instability
 
         started = time.perf_counter()
         self.bench.tell_start(self.jobs)
@@ -157,11 +167,10 @@ class TimedSession:
         jobs = [job for job in self.jobs if self.names[job.cell.key] in entries]
         if not jobs:
             return
-        pair = self._add_twin(entries)
-        self.bench.tell_start(jobs, expected_s(entries.values(), self.timing))
+        pair = add_twin(entries, self.bench.references)
+        self.bench.tell_start(jobs, expected_s(entries.values(), self.timer.timing))
         try:
-            broken = self._settle(entries)
-            noise = run_rounds(entries, self.timing, self.clock, pair, self.bench.request["seed"], AGAINST)
+            broken, noise = self.timer.run(entries, pair, self.bench.request["seed"], AGAINST)
         except Exception as error:  # no cell of the session has the rounds that its ratios need
             self._fail(jobs, error)
             return
@@ -180,13 +189,16 @@ class TimedSession:
     def _warm_process(self) -> None:
         """Read the image, start threads, libraries and kernels: else whichever comes first would pay for them.
 
-        By references of their own, so that what the timed ones make once is still to be made.
+        By references of their own, so that what the timed ones make once is still to be made. Where a pass without
+        attention is long, starting up the rest is lost in what is timed.
         """
+        from nystra_bench.instruments.timer import LONG_MS
         from nystra_bench.models import plug
 
         bench = self.bench
         bench.guard.check(bench.without_attention())
-        bench.forward(bench.model, bench.first_input)
+        if self.timer.clock(lambda: bench.forward(bench.model, bench.first_input)) > LONG_MS:
+            return
         for config in bench.request["references"].values():
             try:
                 bench.place_attention(instantiate(config))
@@ -197,55 +209,21 @@ class TimedSession:
 
     def _warm_entries(self) -> dict[str, Entry]:
         """The entries whose warm-up succeeds, by name; the cells of the others fail."""
-        from nystra_bench.instruments.timer import warm_up
-        from nystra_bench.models import forget, setup_seconds
-
         entries: dict[str, Entry] = {}
-        for name, entry in self._candidates().items():
+        own = {self.names[job.cell.key]: job.attention for job in self.jobs}
+        others = {name: attention for name, attention in own.items() if name not in self.bench.references}
+        for name, entry in self.timer.entries(self.bench.references, others).items():
             cells = [job for job in self.jobs if self.names[job.cell.key] == name]
             self.bench.tell_start(cells or self.jobs)  # without a companion that ends the worker, no cell can be timed
-            model = self.bench.native if name == RELEASED else self.bench.model
             try:
                 entry.prepare()
-                self.bench.guard.check(model)
-                forget(model)  # a calibration, or the look at the memory, may have made what is kept
-                warm_up(entry, self.timing, self.clock)
-                entry.setup_ms = 1e3 * setup_seconds(model)
+                self.bench.guard.check(self.timer.model_of(name))  # which may make what is kept, as a calibration may
+                self.timer.warm_up(name, entry)
                 entries[name] = entry
             except Exception as error:
                 traceback.print_exc()
                 self._fail(cells, error)
         return entries
-
-    def _candidates(self) -> dict[str, Entry]:
-        bench = self.bench
-        entries = {name: self._entry(bench.model, attention) for name, attention in bench.references.items()}
-        if bench.native is not bench.model:
-            entries[RELEASED] = self._entry(bench.native, None)
-        own = {self.names[job.cell.key]: job for job in self.jobs if self.names[job.cell.key] not in entries}
-        return entries | {name: self._entry(bench.model, job.attention) for name, job in own.items()}
-
-    def _entry(self, model, attention: Attention | None) -> Entry:
-        from nystra_bench.instruments.timer import Entry
-        from nystra_bench.models import plug
-
-        prepare = (lambda: None) if attention is None else (lambda: plug(model, attention))
-        return Entry(prepare, lambda: self.bench.forward(model, self.bench.first_input))
-
-    def _settle(self, entries: dict[str, Entry]) -> dict[str, str]:
-        """Call each once more before the first round; gives the entries whose output is not finite, with a reason."""
-        broken = {}
-        for name, entry in entries.items():
-            entry.prepare()
-            if not entry.call().isfinite().all():
-                broken[name] = "the output holds NaN or infinite numbers"
-        return broken
-
-    def _add_twin(self, entries: dict[str, Entry]) -> tuple[str, str]:
-        """A second entry of the first reference that runs: their ratio is the noise floor (A/A)."""
-        name = next(name for name in [*self.bench.references, *entries] if name in entries)
-        entries[f"{name}_again"] = replace(entries[name], samples_ms=[])
-        return name, f"{name}_again"
 
     def _value(self, entry: Entry, entries: dict[str, Entry]) -> dict:
         cells = {job.cell.key for job in self.jobs}

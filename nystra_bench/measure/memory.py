@@ -16,6 +16,7 @@ class Memory(Measurement):
     """On the task's first image; what the attention keeps between calls counts."""
 
     needs = AXES
+    trained = False
     place = 20
     columns = (
         Column("peak_memory_mb", "peak memory (MB)", "Peak memory of one forward pass; MB are 10^6 bytes.", 0),

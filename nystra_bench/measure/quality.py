@@ -14,8 +14,9 @@ import numpy as np
 from nystra_bench.configuration import instantiate
 from nystra_bench.measure.base import AXES, Circumstances, Measured, Measurement, number
 from nystra_bench.metrics.base import Accumulator, Metric, SetMetric
+from nystra_bench.metrics.psnr import Psnr
 from nystra_bench.report.column import Column
-from nystra_bench.words import ORIGINAL
+from nystra_bench.words import ORIGINAL, RELEASED
 
 if TYPE_CHECKING:
     from nystra_bench.sweep.workbench import Job, Workbench
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 FIRST = ["psnr", "ssim", "input_psnr", "input_ssim"]
 FIRST += ["deviation_psnr", "deviation_ssim", "deviation_rms", "deviation_max", "native_deviation_psnr"]
 """Metrics that table.csv has even where they were not measured, in this order."""
+
+
+ABSURD_DB, FINE_DB = 3.0, 50.0
+"""By so much a released model's output may be farther from the clean image than its input, where this is not all but
+equal to it: an unusual image, say."""
 
 
 class Quality(Measurement):
@@ -121,7 +127,10 @@ class Comparison:
 
     @cached_property
     def unavailable(self) -> dict[str, str]:
-        return {name: reason for name, m in self.metrics.items() if (reason := m.available())}
+        scale = self.task.scale
+        sizes = [(height * scale, width * scale) for height, width in self.task.sizes()]
+        reasons = {n: m.available() or m.too_large_for(sizes, self.task.convention) for n, m in self.metrics.items()}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def measure(self, job: Job, quality: Quality) -> Measured:
         stored = self.bench.store.result(job.cell.key)
@@ -134,8 +143,23 @@ class Comparison:
         return Measured(
             value | {"describe": describe, "unavailable": self.unavailable},
             "nonfinite" if reason else "done",
-            reason,
-            attach=lambda folder: _save_output(folder, *pass_.first),
+            reason or self._absurd(job, *pass_.first_output()),
+            attach=pass_.save_output,
+        )
+
+    def _absurd(self, job: Job, sample: Sample, output: np.ndarray) -> str | None:
+        """Why a released model's own output cannot be meant so, as a sentence; None for any other cell."""
+        is_released = (self.bench.request["position_bias"] or RELEASED) == RELEASED and job.attention.exact
+        if not is_released:
+            return None
+        images = self.task.as_output(sample.degraded), output
+        before, after = (Psnr()(image, sample.clean, self.task.convention) for image in images)
+        if after >= min(before, FINE_DB) - ABSURD_DB:
+            return None
+        return (
+            f"the output of the model as released is farther from the clean image ({after:.1f} dB in {sample.id}) than "
+            f"its input ({before:.1f} dB): were the weights trained for this task, and on this range of values "
+            "(model.image_range)?"
         )
 
 
@@ -166,11 +190,20 @@ class Pass:
                 journal.append(record)
             images.append(record)
             self.bench.alive(self.job, len(images), count)
-        self._save_panel_images(self.first[0])
-        value = {"images": images}
+        self._save_panel_images(self.first_output()[0])
+        value: dict[str, Any] = {"images": images}
         if self.of_sets:
             value["set"] = {part: {name: a.result() for name, a in opened.items()} for part, opened in sets.items()}
         return value
+
+    def save_output(self, folder: Path) -> None:
+        """Keep the output of the first image."""
+        _save_output(folder, *self.first_output())
+
+    def first_output(self) -> tuple[Sample, np.ndarray]:
+        """The first image with the output for it, once the pass has run."""
+        assert self.first is not None, "a task has at least one image"
+        return self.first
 
     def _output(self, sample: Sample) -> np.ndarray:
         """The attention's output, (height, width, C) float32; the exact attention's own deviation is measured, too."""

@@ -63,8 +63,10 @@ class Scaling(Measurement):
         Column("largest_ms", "time there (ms)", "Median time of a call at the largest N.", 1),
         Column("curve_end", "why no further", "Why the curve ends before the last size, and at which."),
     )
-    row_columns = ("shape", "mode", "tokens", "side", "ms", "ms_low", "ms_high", "peak_mb")
-    row_columns += ("unstable", "kind", "reason")
+    row_columns = (
+        *("shape", "mode", "tokens", "side", "ms", "ms_low", "ms_high", "peak_mb"),
+        *("unstable", "kind", "reason"),
+    )
 
     def __init__(
         self,
@@ -83,8 +85,8 @@ class Scaling(Measurement):
             if not value > least:
                 raise UserError(f"measure.{name}={value} is out of range: accepted are numbers above {least}")
         self.logit_std, self.call_s = float(logit_std), float(call_s)
-        self.timing = {"rounds": rounds, "min_rounds": min(3, rounds), "budget_s": budget_s, "warmup_s": 0.0}
-        self.timing["min_sample_ms"] = min_sample_ms
+        self.timing: dict[str, Any] = {"rounds": rounds, "min_rounds": min(3, rounds), "budget_s": budget_s}
+        self.timing |= {"warmup_s": 0.0, "min_sample_ms": min_sample_ms}
 
     def settings(self, known: Circumstances) -> dict:
         return known.machine
@@ -95,7 +97,9 @@ class Scaling(Measurement):
         for job in jobs:
             together.setdefault(canonical_json(job.cell.content["measure"]), []).append(job)
         for group in together.values():
-            group[0].measurement.time(bench, group)
+            first = group[0].measurement
+            assert isinstance(first, Scaling)
+            first.time(bench, group)
 
     def time(self, bench: Workbench, jobs: list[Job]) -> None:
         from nystra_bench.instruments.scaling import time_attention
@@ -147,13 +151,13 @@ class Scaling(Measurement):
         unstable = [size for size in measured if size["unstable"]]
         infinite = [size["tokens"] for size in measured if not size["finite"]]
         if infinite:
-            said = "nonfinite", f"at N = {infinite[0]} the output holds NaN or infinite numbers"
+            status, reason = "nonfinite", f"at N = {infinite[0]} the output holds NaN or infinite numbers"
         elif unstable and 2 * len(unstable) >= len(measured):
             last = f"at N = {unstable[-1]['tokens']} {unstable[-1]['unstable']}"
-            said = "unstable", f"{len(unstable)} of {len(measured)} sizes are unstable: {last}"
+            status, reason = "unstable", f"{len(unstable)} of {len(measured)} sizes are unstable: {last}"
         else:
-            said = "done", None
-        bench.save(job, Measured(value, *said), started)
+            status, reason = "done", None
+        bench.save(job, Measured(value, status, reason), started)
 
     # ----------------------------------------------------------------- reading
 

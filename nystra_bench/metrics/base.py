@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -32,6 +34,9 @@ class Metric:
     unit: ClassVar[str] = ""
     higher_is_better: ClassVar[bool] = True
 
+    smallest: int = 1
+    """Pixels a side that images must have, the convention's border left out; where one has fewer, the metric is n/a."""
+
     def __init__(self, against: str = "truth", convention: str | None = None):
         if against not in TARGETS:
             raise ValueError(f"against={against} is unknown: accepted are {', '.join(TARGETS)}")
@@ -44,6 +49,13 @@ class Metric:
         """Why the metric cannot be computed on this machine; None where it can."""
         return None
 
+    def too_large_for(self, sizes: Iterable[tuple[int, int]], of_task: Convention) -> str | None:
+        """Why it cannot be computed on images of these heights and widths; None where it can."""
+        height, width = min(sizes, key=min, default=(math.inf, math.inf))
+        if min(height, width) - 2 * self.convention(of_task).border >= self.smallest:
+            return None
+        return f"it needs images of {self.smallest} pixels a side, and the smallest one is {width}x{height}"
+
     def compare(self, output: np.ndarray, target: np.ndarray) -> float:
         """The number for two images (height, width, C) float64 in the convention's form, peak value 1."""
         raise NotImplementedError
@@ -51,7 +63,7 @@ class Metric:
     def __call__(self, output: np.ndarray, target: np.ndarray, convention: Convention) -> float:
         if output.shape != target.shape:
             raise ValueError(f"images of shapes {output.shape} and {target.shape} cannot be compared")
-        used = self.convention(convention)
+        used = self.convention(convention).for_target(target)
         return float(self.compare(self.prepare(output, used), self.prepare(target, used)))
 
     def prepare(self, image: np.ndarray, convention: Convention) -> np.ndarray:
@@ -105,8 +117,9 @@ class Accumulator:
 
     def add(self, output: np.ndarray, target: np.ndarray) -> None:
         """Two images (height, width, C) float, about [0, 1]."""
+        used = self._convention.for_target(target)
         for features, image in ((self._outputs, output), (self._targets, target)):
-            features.append(self._metric.features(self._metric.prepare(image, self._convention)))
+            features.append(self._metric.features(self._metric.prepare(image, used)))
 
     def result(self) -> float:
         """The number for all images so far; ``nan`` where an image is not finite."""

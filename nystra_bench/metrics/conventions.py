@@ -6,11 +6,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nystra_bench.errors import UserError
+from nystra_bench.errors import UserError, unknown
 
 COLOURS = {
     "rgb": (3, "RGB"),
     "y": (3, "luma Y of BT.601 (16 to 235 as MATLAB's rgb2ycbcr, not rounded)"),
+    "y or grey": (
+        3,
+        "luma Y of BT.601 (16 to 235 as MATLAB's rgb2ycbcr, not rounded), but where the clean image is grey its grey "
+        "values (0 to 255)",
+    ),
+    "grey of rgb": (3, "grey values (0 to 255)"),
     "grey": (1, "one grey channel"),
     "any": (None, "all channels"),
 }
@@ -19,6 +25,7 @@ COLOURS = {
 POOLED_SIDE = 256
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
 _LUMA_OFFSET = 16 / 255
+_GREY = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,8 @@ class Convention:
 
     Args:
         name: what tables call it.
-        colour: ``rgb``; ``y``, the luma of RGB by BT.601 in the studio range; ``grey``, one channel; ``any``.
+        colour: ``rgb``; ``y``, the luma of RGB by BT.601 in the studio range; ``y or grey``, the same but for grey
+            images, which are compared as they are; ``grey``, one channel; ``any``.
         rounded: clip to [0, 1] and round to 8 bits first.
         border: pixels left out on each side.
         clipped: clip to [0, 1] where nothing is rounded.
@@ -50,6 +58,14 @@ class Convention:
         if self.border < 0:
             raise ValueError(f"border={self.border} is out of range: accepted are whole numbers from 0 on")
 
+    def for_target(self, target: np.ndarray) -> Convention:
+        """What an image and its target (height, width, C) are both prepared by: with ``y or grey`` it depends on the
+        target."""
+        if self.colour != "y or grey":
+            return self
+        is_grey = (target == target[..., :1]).all()
+        return replace(self, colour="grey of rgb" if is_grey else "y")
+
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """(height, width, C) float, about [0, 1] -> float64 on the same scale, one channel for ``y`` and ``grey``.
 
@@ -65,8 +81,11 @@ class Convention:
             image = image.clip(0, 1)
         if self.rounded:
             image = np.round(image * 255) / 255
-        if self.colour == "y":
+        colour = self.for_target(image).colour
+        if colour == "y":
             image = luma(image)
+        elif colour == "grey of rgb":
+            image = (image @ _GREY)[..., None]
         return self._without_border(image)
 
     def _without_border(self, image: np.ndarray) -> np.ndarray:
@@ -112,7 +131,7 @@ RAW = Convention("raw", colour="any", rounded=False, clipped=False)
 RGB8 = Convention("rgb8")
 """What images are once they are saved; used by the literature of denoising, deblurring and real noise."""
 
-DENOISE = DEBLUR = REAL_DENOISE = RGB8
+DENOISE = DEBLUR = REAL_DENOISE = JPEG = RGB8
 
 GREY8 = Convention("grey8", colour="grey")
 """The same for grey images."""
@@ -121,7 +140,14 @@ DEHAZE = Convention("dehazeformer", rounded=False, pooled=True)
 """The evaluation of DehazeFormer (arXiv 2204.03883) on RESIDE."""
 
 SR_Y = Convention("sr_y", colour="y")
-"""Super-resolution; with the border of a scale see :func:`super_resolution`."""
+"""Super-resolution; with the border of a scale see :func:`super_resolution`. Grey images are colour images here, too,
+as in SwinIR's test code: their Y has 219/255 of their contrast, which gives 1.32 dB more than ``sr_y_matlab``."""
+
+SR_Y_MATLAB = Convention("sr_y_matlab", colour="y or grey")
+"""The same as in the MATLAB code of SRCNN and its successors: grey images (Set14's ``bridge``) stay as they are."""
+
+SR_GREY = {"colour": SR_Y, "as_is": SR_Y_MATLAB}
+"""How the grey images of a set are looked at."""
 
 FEATURES = Convention("features", colour="any", rounded=False)
 """What LPIPS sees."""
@@ -129,10 +155,19 @@ FEATURES = Convention("features", colour="any", rounded=False)
 FEATURES8 = Convention("features8", colour="any")
 """What FID and KID see: Inception is fed with 8-bit images."""
 
-CONVENTIONS = {c.name: c for c in (RAW, RGB8, GREY8, DEHAZE, SR_Y, FEATURES, FEATURES8)}
+CONVENTIONS = {c.name: c for c in (RAW, RGB8, GREY8, DEHAZE, SR_Y, SR_Y_MATLAB, FEATURES, FEATURES8)}
 """Those that a metric may name in its configuration."""
 
 
-def super_resolution(scale: int) -> Convention:
-    """The super-resolution literature's since SRCNN: Y of the 8-bit image, ``scale`` pixels of border left out."""
-    return replace(SR_Y, border=scale)
+def super_resolution(scale: int, grey: str = "colour") -> Convention:
+    """The super-resolution literature's since SRCNN: Y of the 8-bit image, ``scale`` pixels of border left out.
+
+    Args:
+        grey: how grey images are looked at: ``colour``, as in SwinIR's test code, or ``as_is``, as in MATLAB's.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if grey not in SR_GREY:
+        raise unknown("task.grey", grey, SR_GREY)
+    return replace(SR_GREY[grey], border=scale)

@@ -46,7 +46,7 @@ class _InceptionMetric(SetMetric):
         super().__init__(against)
         if patch < SMALLEST_PATCH:
             raise ValueError(f"patch={patch} is out of range: accepted are whole numbers from {SMALLEST_PATCH} on")
-        self.patch = patch
+        self.patch = self.smallest = patch
         self._backbone = Backbone("fid-inception", inception)
 
     def available(self) -> str | None:

@@ -42,7 +42,7 @@ class Lpips(Metric):
         super().__init__(against)
         if net not in SMALLEST:
             raise ValueError(f"net={net} is unknown: accepted are {', '.join(SMALLEST)}")
-        self.net = net
+        self.net, self.smallest = net, SMALLEST[net]
         self._backbone = Backbone(f"lpips-{net}", backbone)
 
     def available(self) -> str | None:

@@ -20,6 +20,8 @@ class Ssim(Metric):
     The mean is over the pixels whose whole window lies in the image.
     """
 
+    smallest = SMALLEST
+
     def prepare(self, image: np.ndarray, convention: Convention) -> np.ndarray:
         prepared = super().prepare(image, convention)
         return pool(prepared) if convention.pooled else prepared

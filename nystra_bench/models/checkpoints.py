@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from nystra_bench.errors import UserError, unknown
+from nystra_bench.errors import Absent, UserError, unknown
+from nystra_bench.models.checkpoint_files import first_line, state_dict, variants
+
+UNLIKE = (KeyError, ValueError, IndexError, ZeroDivisionError)
+"""What is raised where tensors of another architecture are taken for those of the wanted one."""
 
 BUNDLED = Path(__file__).parent.parent / "weights"
-_WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
-"""Keys under which published checkpoints hold their state dict, the preferred first."""
 
 
 def resolve(weights: str | Path) -> Path:
     """The file of bundled or fetched weights given by name, or of any weights given by path.
 
     Raises:
+        Absent: it is official weights that were not fetched yet.
         UserError: there is no such file.
     """
     from nystra_bench import fetch  # it imports this module
@@ -37,9 +39,7 @@ def resolve(weights: str | Path) -> Path:
         if str(weights) in fetch.names() and fetch.find(str(weights)).kind == "weights":
             if (fetched := fetch.cached(str(weights))) is not None:
                 return fetched
-            raise UserError(
-                f"model.weights={weights} is not on this machine: run python -m nystra_bench.fetch {weights}"
-            )
+            raise Absent(f"model.weights={weights} is not on this machine: {fetch.find(str(weights)).remedy}")
     names = ", ".join(sorted(file.stem for file in BUNDLED.glob("*.safetensors"))) or "none"
     raise UserError(
         f"model.weights={weights} is no file: accepted are the path of a .pth or .safetensors file, "
@@ -60,43 +60,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is no checkpoint, damaged, or would execute code.
     """
-    accepted = "accepted is a .safetensors file or a .pth file of tensors"
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"model.weights={path} is damaged or holds more than tensors, which could execute code: {accepted}"
-        ) from error
-    except Exception as error:
-        raise UserError(f"model.weights={path} cannot be read ({_first_line(error)}): {accepted}") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise UserError(f"model.weights={path} holds no state dict: {accepted}")
-    state = {str(key).removeprefix("module."): value for key, value in content.items()}
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"model.weights={path} holds values that are no tensors: {accepted}")
-    return state
+    return state_dict(path)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def build(
     path: Path,
     name: str,
     infer_spec: Callable,
-    build_model: Callable[..., nn.Module],
+    build_model: Callable[..., Model],
     expect: Mapping[str, object] | None = None,
-) -> nn.Module:
+) -> Model:
     """A model in evaluation mode with the weights of a file, its shape read off them, loaded strictly.
 
     Args:
@@ -105,15 +81,16 @@ def build(
     Raises:
         UserError: the checkpoint is of another architecture, or of another size than expected.
     """
-    state = read_state_dict(path)
+    whole = read_state_dict(path)
     try:
-        spec = infer_spec(state)
-        _check_size(path, spec, expect or {})
+        spec, state = _recognised(whole, infer_spec)
+        _check_size(path, spec, expect)
         model = build_model(spec)
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+    except UNLIKE as error:
+        held = ", ".join(list(whole)[:3])
         raise UserError(
-            f"model.weights={path} is not of the architecture {name} ({_first_line(error)} is not as there): "
-            f"accepted is a {name} checkpoint, or another model="
+            f"model.weights={path} is not of the architecture {name} ({first_line(error)} is not as there; it holds "
+            f"{held}{', …' if len(whole) > 3 else ''}): accepted is a {name} checkpoint, or another model="
         ) from error
     try:
         model.load_state_dict(state, strict=True)
@@ -125,8 +102,26 @@ def build(
     return model.eval().requires_grad_(False)
 
 
-def _check_size(path: Path, spec: object, expect: Mapping[str, object]) -> None:
-    for name, wanted in expect.items():
+def _recognised(whole: Mapping[str, Tensor], infer_spec: Callable) -> tuple[object, Mapping[str, Tensor]]:
+    """The spec, and the state dict without what wrappers put in front of its names.
+
+    Raises:
+        KeyError, ValueError, …: what ``infer_spec`` raised on the whole, where no part of it fits either.
+    """
+    errors: list[Exception] = []
+    for state in variants(whole):
+        try:
+            return infer_spec(state), state
+        except UNLIKE as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _check_size(path: Path, spec: Any, expect: Mapping[str, object] | None) -> None:
+    if not isinstance(expect, Mapping | None):
+        known = ", ".join(field.name for field in fields(spec))
+        raise UserError(f"model.expect={expect} does not fit: accepted are null and {{NAME: value}}, of {known}")
+    for name, wanted in (expect or {}).items():
         if not hasattr(spec, name):
             raise unknown("model.expect", name, [field.name for field in fields(spec)])
         found = getattr(spec, name)

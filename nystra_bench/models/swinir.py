@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nystra_bench.attention.base import region_mask
+from nystra_bench.errors import UserError
 from nystra_bench.models.checkpoints import build, resolve
 from nystra_bench.models.windows import (
+    Cut,
     FeedForward,
     ShiftedMaps,
     ShiftRegions,
@@ -121,11 +123,15 @@ class SwinBlock(nn.Module):
             mask = region_mask(shift_regions(mask_size, mask_size, size, size // 2))
             self.register_buffer("attn_mask", mask)
 
+    @property
+    def shift(self) -> int:
+        """Tokens by which the map is rolled before it is cut into windows."""
+        return self.attn.size // 2 if self.shifted else 0
+
     def forward(self, x: Tensor, regions: ShiftRegions) -> Tensor:
-        size = self.attn.size
-        shift = size // 2 if self.shifted else 0
+        shift = self.shift
         attend = partial(self.attn, regions=regions if shift else None)
-        x = x + in_windows(self.norm1(x), size, shift, attend)
+        x = x + in_windows(self.norm1(x), self.attn.size, shift, attend)
         return x + self.mlp(self.norm2(x))
 
 
@@ -192,6 +198,7 @@ class SwinIR(WindowedModel):
     Returns (B, out_channels, scale * height, scale * width), not clamped.
     """
 
+    mean: Tensor
     version = "1"
     """Raised whenever the numbers that the model gives for the same weights change."""
 
@@ -242,6 +249,12 @@ class SwinIR(WindowedModel):
             if isinstance(block, SwinBlock):
                 block._buffers.pop("attn_mask", None)
         return super().resize_windows(window_size, position_bias)
+
+    def cuts(self, height: int, width: int) -> dict[str, Cut]:
+        size = self.window_size
+        height, width = (-(-side // size) * size for side in (height, width))
+        blocks = {name: block for name, block in self.named_modules() if isinstance(block, SwinBlock)}
+        return {f"{name}.attn": Cut(height, width, size, block.shift) for name, block in blocks.items()}
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -314,10 +327,15 @@ def infer_spec(state: Mapping[str, Tensor]) -> SwinIRSpec:
         window=window,
         mlp_ratio=state[_BLOCK.format(0, 0) + "mlp.fc1.weight"].shape[0] / dim,
         convolutions=1 if "conv_after_body.weight" in state else 3,
-        image_range=255.0 if window == 7 else 1.0,
+        image_range=released_range(window),
         mask_size=None if mask is None else math.isqrt(mask.shape[0]) * window,
         **_infer_upsampler(state, channels),
     )
+
+
+def released_range(window: int) -> float:
+    """The factor on images in [0, 1] of the released models of this window: no checkpoint tells it."""
+    return 255.0 if window == 7 else 1.0
 
 
 def _infer_upsampler(state: Mapping[str, Tensor], channels: int) -> dict:
@@ -336,13 +354,27 @@ def _infer_upsampler(state: Mapping[str, Tensor], channels: int) -> dict:
     return {"upsampler": "pixelshuffle", "scale": scale, **found}
 
 
-def load_swinir(weights: str, expect: Mapping[str, object] | None = None) -> SwinIR:
+def load_swinir(weights: str, expect: Mapping[str, object] | None = None, image_range: float | None = None) -> SwinIR:
     """A SwinIR with the weights of a file (or bundled weights by name), its shape read off them.
 
     Args:
         expect: entries of the spec that the weights must have; None takes any size.
+        image_range: the factor on images in [0, 1] that the weights were trained with, which stands in no checkpoint;
+            None takes that of the released ones: 255 where the window is 7 (JPEG), 1 elsewhere.
 
     Raises:
-        UserError: the file is absent, damaged, of another architecture, or of another size than expected.
+        UserError: the file is absent, damaged, of another architecture, or of another size than expected; the range is
+            no number above 0.
     """
-    return build(resolve(weights), "SwinIR", infer_spec, SwinIR, expect)
+    if image_range is None:
+        return build(resolve(weights), "SwinIR", infer_spec, SwinIR, expect)
+    if not 0 < image_range < math.inf:
+        raise UserError(f"model.image_range={image_range} is out of range: accepted are numbers above 0, or null")
+
+    def given(state: Mapping[str, Tensor]) -> SwinIRSpec:
+        return replace(infer_spec(state), image_range=float(image_range))
+
+    model = build(resolve(weights), "SwinIR", given, SwinIR, expect)
+    if image_range != released_range(model.spec.window):
+        model.settings = {"image_range": float(image_range)}
+    return model

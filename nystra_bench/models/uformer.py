@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nystra_bench.models.checkpoints import build, resolve
 from nystra_bench.models.windows import (
+    Cut,
     FeedForward,
     ShiftedMaps,
     ShiftRegions,
@@ -209,17 +210,19 @@ class LeWinBlock(nn.Module):
 
     def modulation(self, size: int) -> Tensor:
         """The modulator (size * size, C), stretched to the window as the bias table is."""
+        assert self.modulator is not None, "asked for where there is one"
         native, weight = self.attn.native, self.modulator.weight
         if size == native:
             return weight
         grid = weight.t().reshape(1, -1, native, native)
         return F.interpolate(grid, size=(size, size), mode="bicubic", align_corners=False).flatten(2)[0].t()
 
-    def _shift(self, level: Level) -> int:
+    def shift(self, side: int, size: int) -> int:
+        """Tokens by which a map of this side is rolled before it is cut into windows of this size."""
         # An enlarged window that covers the map has nothing to gain from a shift. In the native window the released
         # code decides at construction, never by the image.
-        useful = level.size < level.side or level.size == self.attn.native
-        return level.size // 2 if self.shifted and useful else 0
+        useful = size < side or size == self.attn.native
+        return size // 2 if self.shifted and useful else 0
 
     def _attend(self, windows: Tensor, level: Level, shift: int) -> Tensor:
         if self.modulator is not None:
@@ -227,7 +230,7 @@ class LeWinBlock(nn.Module):
         return self.attn(windows, level.regions if shift else None, level.size)
 
     def forward(self, x: Tensor, level: Level) -> Tensor:
-        shift = self._shift(level)
+        shift = self.shift(level.side, level.size)
         x = x + in_windows(self.norm1(x), level.size, shift, partial(self._attend, level=level, shift=shift))
         return x + self.mlp(self.norm2(x))
 
@@ -300,6 +303,21 @@ class Uformer(WindowedModel):
         side = self._padded_side(height, width)
         return list(dict.fromkeys(fitting_window(side >> level, window_size) for level in range(SCALES + 1)))
 
+    def cuts(self, height: int, width: int) -> dict[str, Cut]:
+        square = self._padded_side(height, width)
+        top, left = (square - height) // 2, (square - width) // 2
+        found = {}
+        for level, name in (*enumerate((*ENCODER, "conv")), *zip(reversed(range(SCALES)), DECODER, strict=True)):
+            side = square >> level
+            size = fitting_window(side, self.window_size)
+            layer = self.get_submodule(name)
+            assert isinstance(layer, LeWinLayer)
+            for i, block in enumerate(layer.blocks):
+                assert isinstance(block, LeWinBlock)
+                cut = Cut(side, side, size, block.shift(side, size), 1 << level, -top, -left)
+                found[f"{name}.blocks.{i}.attn"] = cut
+        return found
+
     def _padded_side(self, height: int, width: int) -> int:
         multiple = self.spec.window << SCALES
         return -(-max(height, width) // multiple) * multiple
@@ -322,7 +340,7 @@ class Uformer(WindowedModel):
             x = self.get_submodule(name)(x, levels[i])
             skips.append(x)
             x = self.get_submodule(f"dowsample_{i}")(x)
-        x = self.conv(x, levels[SCALES])
+        x = self.get_submodule("conv")(x, levels[SCALES])
         for i, name in enumerate(DECODER):
             x = self.get_submodule(f"upsample_{i}")(x)
             x = self.get_submodule(name)(torch.cat((x, skips.pop()), -1), levels[SCALES - 1 - i])

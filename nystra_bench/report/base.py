@@ -19,6 +19,16 @@ if TYPE_CHECKING:  # planning and tables do not pay for matplotlib
     import matplotlib.figure
 
 
+def is_missed(part: Table | Figure, data: ReportData) -> bool:
+    """Whether readers are told that a table or figure has nothing to show: where what it is made of is not done.
+
+    Otherwise it does not apply to the sweep, and is left out of the page.
+    """
+    cells = data.cells[data.cells["measure"].isin(part.made_of)] if part.made_of else data.cells
+    planned = set(part.made_of) <= set(cells["measure"])
+    return planned and not cells["status"].isin(("done", "unstable", "skipped")).all()
+
+
 class Table(ABC):
     """A table: every number as CSV, and a readable choice of columns as Markdown, LaTeX and HTML.
 
@@ -30,6 +40,9 @@ class Table(ABC):
 
     place: ClassVar[int] = 100
     """Tables stand in the report by rising place, those of equal place by name."""
+
+    made_of: ClassVar[tuple[str, ...]] = ()
+    """The measurements without which there is nothing to show; () where any will do. See ``is_missed``."""
 
     def __init__(self, title: str, columns: list[str], stem: str | None = None):
         self.title, self.columns, self.stem = title, list(columns), stem
@@ -50,6 +63,10 @@ class Table(ABC):
         """Sentences below the readable table."""
         return []
 
+    def missed(self, data: ReportData) -> bool:
+        """Whether readers are told that there is nothing to show."""
+        return is_missed(self, data)
+
 
 class Figure(ABC):
     """A figure, or several of one kind (one for each model, say).
@@ -60,6 +77,9 @@ class Figure(ABC):
 
     place: ClassVar[int] = 100
     """Figures stand in the report by rising place, those of equal place by name."""
+
+    made_of: ClassVar[tuple[str, ...]] = ()
+    """The measurements without which there is nothing to show; () where any will do. See ``is_missed``."""
 
     def __init__(self, title: str):
         self.title = title

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nystra_bench.configuration import Catalogue, instantiate
-from nystra_bench.report.base import Figure, Table
+from nystra_bench.report.base import Figure, Table, is_missed
 from nystra_bench.report.columns import ReadableTable
 from nystra_bench.report.frame import ReportData
 from nystra_bench.report.markup import latex, markdown
@@ -49,12 +49,14 @@ class Part:
     Attributes:
         problem: why there is nothing to show; None where there is.
         failed: whether that is an error of the plug-in.
+        applies: false where there is nothing to show and nothing is missed: the page leaves it out.
     """
 
     name: str
     title: str
     problem: str | None = None
     failed: bool = False
+    applies: bool = True
     grid: ReadableTable | None = None
     notes: list[str] = field(default_factory=list)
     caption: str = ""
@@ -122,7 +124,7 @@ def _table(name: str, config: Mapping[str, Any], data: ReportData, folder: Path)
         if reason := table.nothing(data):
             for ending in TABLE_ENDINGS:
                 (folder / f"{stem}.{ending}").unlink(missing_ok=True)
-            return Part(name, title, problem=reason, place=table.place)
+            return Part(name, title, problem=reason, applies=table.missed(data), place=table.place)
         grid, notes = table.readable(data), table.notes(data)
         write_atomically(folder / f"{stem}.csv", table.table(data).to_csv(index=False))
         write_atomically(folder / f"{stem}.md", markdown(title, grid, notes))
@@ -146,7 +148,8 @@ def _figure(name: str, config: Mapping[str, Any], data: ReportData, folder: Path
                 drawings.append(Drawing(suffix, stem, _save(drawn, folder, stem)))
         _remove_stale(folder, name, {drawing.stem for drawing in drawings})
         if not drawings:
-            return Part(name, title, problem=figure.nothing(data), place=figure.place)
+            applies = is_missed(figure, data)
+            return Part(name, title, problem=figure.nothing(data), applies=applies, place=figure.place)
         return Part(name, title, caption=figure.caption(data), drawings=drawings, place=figure.place)
     except Exception as error:
         return _failed("figure", name, title, error)

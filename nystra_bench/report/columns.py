@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,7 +42,7 @@ class ReadableTable:
 
 _KNOWN = [
     Column("model", "model", "The restoration model, by the name of its configuration."),
-    Column("window", "window (tokens)", "Side of the attention window.", 0),
+    Column("window", "window (tokens)", "Side of the attention window, or height×width.", 0),
     Column("bias", "bias", "Position bias: native (window as released), interpolate (other window, bias table "
            "stretched, shift mask kept) or drop (bias and shift mask left out)."),
     Column("task", "task", "The restoration task."),
@@ -59,6 +60,9 @@ _KNOWN = [
     Column("dtype", "dtype", "Precision of the computation."),
     Column("kernel", "kernel", "Which of PyTorch's kernels computed the attention, where it has the choice."),
     Column("measure_parameters", "measured", "Parameters of the measurements that have any."),
+    Column("psnr_lost", "PSNR lost (dB)", "PSNR on RGB of exact attention in the same model, window and bias mode, "
+           "less the method's; below 0 the method is better.", 2),
+    Column("ssim_lost", "SSIM lost", "The same of SSIM.", 4),
     Column("status", "status", "The worst of the row's measures: done, skipped, unstable, nonfinite (NaN or "
            "infinite outputs), missing or a failure."),
     Column("reason", "reason", "Why a row is not done."),
@@ -80,6 +84,11 @@ def column(name: str, data: ReportData) -> Column:
     if known := _BY_NAME.get(name) or data.columns.get(name):
         return known
     described = data.descriptions.get(name) or data.descriptions.get(name.removeprefix("input_")) or {}
+    return metric_column(name, described)
+
+
+def metric_column(name: str, described: Mapping[str, Any]) -> Column:
+    """The column of a metric; ``described`` has its ``unit``, ``higher_is_better`` and ``convention``, or is empty."""
     unit = str(described.get("unit") or "")
     header = " ".join(_TITLES.get(word, word) for word in name.split("_"))
     meaning = [text for prefix, text in _AGAINST.items() if name.startswith(prefix)]
@@ -129,11 +138,17 @@ def ratio(row: pd.Series, column: Column) -> TableCell:
     """A speed-up with its interval; hidden without a deviation beside it, and ≈1 where it cannot be told from 1."""
     if row.filter(like="deviation_").isna().all():
         return replace(EMPTY, hint="Not shown: no deviation was measured, and a speed-up means nothing without one.")
+    return interval_cell(row, column)
+
+
+def interval_cell(row: pd.Series, column: Column) -> TableCell:
+    """A ratio of latencies with its interval; ≈1 where it cannot be told from 1."""
     value, low, high = (float(row[column.name + end]) for end in ("", "_low", "_high"))
-    interval = f"{number(low, column.digits)}–{number(high, column.digits)}"
+    digits = column.digits or 0
+    interval = f"{number(low, digits)}–{number(high, digits)}"
     if low <= 1 <= high:
         return TableCell(f"≈1 ({interval})", value, "unsure", "Not distinguishable from 1: the interval contains it.")
-    text = f"{number(value, column.digits)} ({interval})"
+    text = f"{number(value, digits)} ({interval})"
     return TableCell(text, value, "number", "In brackets the interval of the median over rounds.")
 
 

@@ -123,10 +123,15 @@ def _unique_names(rows: list[_Row]) -> dict[str, dict[str, str]]:
     """Names of models (by weights) and data sets (by data): their own, with a digest where two share one."""
     names: dict[str, dict[str, str]] = {}
     for kind, digest, name in (("model", "weights", "name"), ("task", "data", "dataset")):
-        found = {str(row.cell[kind].get(digest)): row.cell[kind][name] for row in rows if kind in row.cell}
+        found = {_digest(row.cell, kind, digest): row.cell[kind][name] for row in rows if kind in row.cell}
         shared = {label for label in found.values() if list(found.values()).count(label) > 1}
         names[kind] = {key: f"{label}@{key[:8]}" if label in shared else label for key, label in found.items()}
     return names
+
+
+def _digest(cell: Mapping, kind: str, digest: str) -> str:
+    """What tells a model or a data set from others; one that is not on the machine has its name alone."""
+    return str(cell[kind].get(digest) or f"absent {cell[kind]['name']}")
 
 
 class _Assembly:
@@ -169,7 +174,7 @@ class _Assembly:
         record = _configuration(row.cell, self.names) | _status(row.measures)
         record |= {f"{what}_use": row.uses.get(what) for what in ("bias", "mask")}
         exact = row.uses.get("exact", record["attention"] in (ORIGINAL, FUSED))
-        detail: dict[str, Any] = {"params": _params(row.cell), "exact": bool(exact)}
+        detail: dict[str, Any] = {"params": _params(row.cell), "exact": bool(exact), "kept": row.uses.get("kept")}
         for name, outcome in row.measures.items():
             self.cells.append({"row": index, "measure": name} | {k: outcome[k] for k in ("key", "status", "reason")})
             self.long.setdefault(name, [])
@@ -207,7 +212,8 @@ class _Assembly:
         return frame.reindex(columns=list(dict.fromkeys([*DETAILS, *frame.columns])))
 
 
-DETAILS = ["params", "settings", "exact", "latency_session", "latency_q1", "latency_q3", "native_ms"]
+DETAILS = ["params", "settings", "exact", "kept"]
+DETAILS += ["latency_session", "latency_q1", "latency_q3", "native_ms", "latency_input"]
 """The details that are always there."""
 
 
@@ -266,12 +272,12 @@ def _configuration(cell: dict, names: dict[str, dict[str, str]]) -> dict:
     """What was measured; empty is what the measurement did not need."""
     task, attention, params = cell.get("task"), cell.get("attention"), _params(cell)
     return {
-        "model": names["model"][str(cell["model"].get("weights"))] if "model" in cell else None,
+        "model": names["model"][_digest(cell, "model", "weights")] if "model" in cell else None,
         "window": cell.get("window"),
         "bias": cell.get("position_bias"),
         "task": task and task["name"],
         "task_parameters": assignments(task.get("params", {})) if task else None,
-        "dataset": task and names["task"][str(task.get("data"))],
+        "dataset": task and names["task"][_digest(cell, "task", "data")],
         "attention": attention and attention["name"],
         "landmarks": params.get("landmarks"),
         "iterations": params.get("iterations"),

@@ -29,6 +29,11 @@ TIMING = (
 )
 
 
+def originals(data: ReportData) -> str:
+    """What is meant by the originals; empty where no row has a model."""
+    return ORIGINALS if data.frame["bias"].notna().any() else ""
+
+
 def group_label(group: dict | pd.Series, columns: list[str] = GROUP) -> str:
     """The values of a group in words: ``swinir_w8, window 32, bias drop, denoise (sigma=25), bundled, cpu float32``.
 
@@ -95,7 +100,31 @@ def noise(data: ReportData, session: TimingSession) -> str:
 
 
 def noise_lines(data: ReportData) -> list[str]:
+    """One sentence for each timing session; none where the sweep times no model."""
+    if "latency" not in data.measurements:
+        return []
     return [noise(data, session) for session in data.sessions] or ["No timing session: the noise floor is unknown."]
+
+
+def kept(data: ReportData) -> list[str]:
+    """One sentence for each model that has attentions which are not replaced."""
+    said = {}
+    for model, kinds in zip(data.frame["model"], data.details["kept"], strict=True):
+        if isinstance(kinds, dict) and kinds:
+            said[model] = "; ".join(f"{count} × {kind}" for kind, count in kinds.items())
+    return [f"In {model} these attentions stay as they are: {kinds}." for model, kinds in said.items()]
+
+
+def untrained(data: ReportData) -> list[str]:
+    """One sentence on the models whose weights are random; none where all are trained."""
+    models = [content["model"] for content in data.contents if "model" in content]
+    names = sorted({model["name"] for model in models if model.get("untrained")})
+    if not names:
+        return []
+    return [
+        f"The weights of {', '.join(names)} are random, in the published model's size: what a pass costs is measured "
+        "on them, and nothing else; no number of quality or closeness is of them."
+    ]
 
 
 def conventions(data: ReportData) -> list[str]:
@@ -136,10 +165,10 @@ class Finding:
 def findings(data: ReportData) -> list[Finding]:
     """For each group: its fastest replacement with its deviation, and what the exact and native models take.
 
-    Groups in which neither latency nor quality was planned have none.
+    Groups in which neither latency nor quality was planned, or all of it skipped, have none.
     """
-    concerned = data.cells.loc[data.cells["measure"].isin(["latency", "quality"]), "row"]
-    planned = data.frame[data.frame.index.isin(concerned)]
+    concerned = data.cells["measure"].isin(["latency", "quality"]) & (data.cells["status"] != "skipped")
+    planned = data.frame[data.frame.index.isin(data.cells.loc[concerned, "row"])]
     return [Finding(short_label(data, group), _finding(data, rows)) for group, rows in groups(planned)]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -16,13 +15,16 @@ from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError, unknown
 from nystra_bench.measure.base import check_columns
 from nystra_bench.sweep.cell import SCHEMA
+from nystra_bench.sweep.files import unwritable
 from nystra_bench.sweep.grid import Combination, Option, Overrides, expand, listed
 from nystra_bench.sweep.inspection import look
 from nystra_bench.sweep.locks import device_lock
 from nystra_bench.sweep.plan import Planned, Run, plan, request_of
+from nystra_bench.sweep.planfile import read_cells
 from nystra_bench.sweep.progress import Progress
 from nystra_bench.sweep.session import SessionRun, group
 from nystra_bench.sweep.store import FAILURES, MEASURED, Store, write_atomically
+from nystra_bench.text import printable
 from nystra_bench.words import IDENTITY, LAST, OUTCOME, REFERENCES
 
 log = logging.getLogger("nystra_bench")
@@ -41,7 +43,7 @@ class Engine:
 
     def __init__(self, config: dict, catalogue: Catalogue, overrides: Overrides):
         self.config, self.catalogue, self.overrides = config, catalogue, overrides
-        self.results = Path(str(config["results"])).expanduser().resolve()
+        self.results = _absolute(config["results"])
         self.name = str(config["name"] or config["sweep_name"])
         self.folder = self.results / self.name
         self.store = Store(self.results / "store")
@@ -53,6 +55,7 @@ class Engine:
         self.metrics = catalogue.choose("metrics", "metric", config["metrics"])
         if not self.metrics:
             raise UserError(f"metrics=[] holds no metric: accepted are all, {', '.join(catalogue.names('metric'))}")
+        self.notes: list[str] = []  # what the plan says of the images
         self.tiling = config["tile"] and {"tile": config["tile"], "overlap": config["tile_overlap"]}
         self.plugins = {f"{k}s": catalogue.choose(f"{k}s", k, config[f"{k}s"]) for k in ("table", "figure")}
 
@@ -64,22 +67,30 @@ class Engine:
         self._check_writable()
         with self.store.lock():
             self._start_log()
+            self._say_what_is_replaced(planned)
             self._write_cells(planned)
             statuses = [self.status(p)[0] for p in planned]
             missing = self.missing(planned, statuses)
-            print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure", flush=True)
+            print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure{self._takes(missing)}", flush=True)
             self._measure(missing)
         return self._report()
 
     def show_plan(self) -> int:
         """List the cells with status and reason."""
         planned = self.plan()
+        self._say_what_is_replaced(planned)
         known = [self.status(p) for p in planned]
         for p, (status, reason) in zip(planned, known, strict=True):
             print(f"{status:9} {p.cell.describe()}{f'  ({reason})' if reason else ''}")
         statuses = [status for status, _ in known]
-        print(f"{self.name}: {_summary(statuses)}; {len(self.missing(planned, statuses))} to measure")
+        missing = self.missing(planned, statuses)
+        print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure{self._takes(missing)}")
         return 0
+
+    def _takes(self, missing: list[Planned]) -> str:
+        """How long the whole sweep takes, where it says so and something is left of it."""
+        told = self.config["sweep"].get("takes")
+        return f"; all of it takes {told}" if told and missing else ""
 
     def report_again(self) -> int:
         """Draw again from the store; measures nothing.
@@ -91,6 +102,7 @@ class Engine:
         self._check_writable()
         self._start_log()
         if planned is not None:
+            self._say_what_is_replaced(planned)
             self._write_cells(planned)
         return self._report()
 
@@ -101,7 +113,11 @@ class Engine:
         self._check_columns(combinations)
         plugins, tf32 = tuple(self.config["plugins"]), self.config["tf32"]
         run = Run(self.metrics, self.references, self.config["timing"], plugins, self.tiling, tf32)
-        return plan(combinations, look(request_of(combinations, run)), self.catalogue, self.overrides, run)
+        facts = look(request_of(combinations, run))
+        self.notes = list(dict.fromkeys(note for task in facts["tasks"].values() for note in task["notes"]))
+        for note in self.notes:
+            print(f"nystra_bench: {note}", file=sys.stderr)
+        return plan(combinations, facts, self.catalogue, self.overrides, run)
 
     def _check_columns(self, combinations: list[Combination]) -> None:
         """Each column of table.csv belongs to one measurement, or to one metric."""
@@ -112,12 +128,11 @@ class Engine:
 
     def _check_writable(self) -> None:
         """Before anything is measured: hours of it would be lost at the end otherwise."""
-        nearest = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            raise UserError(
-                f"results={self.config['results']} cannot be written ({nearest} is no folder that this user may write "
-                "to): accepted is another results=FOLDER"
-            )
+        for folder in (self.folder, self.store.folder):
+            if reason := unwritable(folder):
+                raise UserError(
+                    f"results={self.config['results']} cannot be written ({reason}): accepted is another results=FOLDER"
+                )
 
     def status(self, p: Planned) -> tuple[str, str | None]:
         """Of a cell, with its reason; a result that lacks what is asked for now is not done."""
@@ -133,6 +148,21 @@ class Engine:
     @property
     def cells_file(self) -> Path:
         return self.folder / "cells.json"
+
+    def _say_what_is_replaced(self, planned: list[Planned]) -> None:
+        """A narrower run without a name of its own takes the place of the sweep's report: that is said before."""
+        narrower = self.overrides.axes or self.overrides.parameters
+        if self.config["name"] is not None or not narrower or not self.cells_file.is_file():
+            return
+        there = {cell["key"] for cell in read_cells(self.cells_file)}
+        lost = len(there - {p.cell.key for p in planned})
+        if lost:
+            print(
+                f"nystra_bench: the report in {printable(str(self.folder))} has {len(there)} cells; {lost} of them are "
+                "not in this run, whose report takes its place; name=FOLDER keeps both, and what was measured is kept "
+                "in any case",
+                file=sys.stderr,
+            )
 
     def _write_cells(self, planned: list[Planned]) -> None:
         cells = [
@@ -181,6 +211,8 @@ class Engine:
         log.setLevel(logging.INFO)
         log.propagate = False
         log.info("command: %s", " ".join(sys.argv))
+        for note in self.notes:
+            log.warning("%s", note)
 
     # ----------------------------------------------------------------- reporting
 
@@ -196,6 +228,13 @@ class Engine:
         if failed:
             print(f"{len(failed)} cells failed: the reasons are in the table, tracebacks in {self.log_file}")
         return 2 if failed else 0
+
+
+def _absolute(results: object) -> Path:
+    try:
+        return Path(str(results)).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in circles, no such home
+        raise UserError(f"results={results} is no folder ({error}): accepted is a path") from error
 
 
 def _references(wanted: object, catalogue: Catalogue) -> dict[str, Option]:

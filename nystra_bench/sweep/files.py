@@ -6,10 +6,13 @@ what is being written.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +22,15 @@ UNFINISHED = ".new-"
 """How the names of files and folders begin that are not yet whole; what a killed run left of them is removed."""
 
 _WRITER = re.compile(re.escape(UNFINISHED) + r"(\d+)-[0-9a-f]{32}")
+
+
+DISK = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EFBIG", "EIO", "ENAMETOOLONG", "ELOOP", "ENOTDIR")
+    + ("EISDIR", "ENOENT", "EEXIST", "EINVAL", "ESTALE", "EMFILE", "ENFILE")
+    if hasattr(errno, name)
+}
+"""What a disk, a quota or a right says no with: the user's to mend, not a mistake of this program."""
 
 
 class Damaged(Exception):
@@ -45,6 +57,22 @@ def scratch(folder: Path) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why nothing can be written to a folder that is or will be made, as a clause; None where it can."""
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        return f"{nearest} is no folder that this user may write to"
+    try:
+        for name in folder.relative_to(nearest).parts:
+            with contextlib.suppress(FileNotFoundError):
+                (nearest / name).lstat()  # does the name fit?
+        with tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
+            file.write(b"0")
+    except OSError as error:
+        return f"{nearest}: {error.strerror}"
+    return None
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

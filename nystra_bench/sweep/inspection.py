@@ -5,37 +5,80 @@ Planning imports no torch; it asks this module in a process of its own (``look``
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import TextIO
 
-from nystra_bench.errors import UserError
+from nystra_bench.errors import Absent, UserError
 from nystra_bench.instruments.environment import ROOT
 from nystra_bench.instruments.sources import sources_of
+from nystra_bench.sizes import Size, plain, sides, size_text
+
+PATIENCE_S = 300
+"""Seconds for which the inspection may do nothing at all."""
+
+LIFE_S, IDLE_S = 2.0, 0.01
+"""How often it looks whether it has used the processor, and seconds of the processor that are as good as none."""
 
 
-def look(request: dict) -> dict:
-    """Answer a request (see ``answer``) in a child process.
+def look(request: dict, patience_s: float = PATIENCE_S) -> dict:
+    """Answer a request (see ``answer``) in a child process, which ends with this one.
+
+    Args:
+        patience_s: for how long the child may use no processor: it then waits for a file that does not answer.
 
     Raises:
-        UserError: something that the user gave does not fit.
+        UserError: something that the user gave does not fit, or a file does not answer.
         RuntimeError: the inspection itself failed; the text has its traceback.
     """
+    from nystra_bench.sweep.session import events
+
+    answered = None
     command = [sys.executable, "-m", "nystra_bench.sweep.inspection"]
-    run = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=child_environment())
-    lines = run.stdout.strip().splitlines()
-    if run.returncode or not lines:
-        raise RuntimeError(f"the inspection ended with exit code {run.returncode}\n{run.stderr}")
-    answered = json.loads(lines[-1])
+    with tempfile.TemporaryFile() as errors:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=child_environment()) as child:
+            assert child.stdin is not None
+            try:
+                with contextlib.suppress(BrokenPipeError):  # it has ended: why is told below
+                    child.stdin.write(json.dumps(request).encode() + b"\n")
+                    child.stdin.flush()
+                for event in events(child, patience_s):
+                    answered = event.get("answer", answered)
+            except TimeoutError:
+                raise UserError(_waiting(request, patience_s)) from None
+            finally:
+                child.kill()  # does nothing where it has ended
+        errors.seek(0)
+        said = errors.read().decode(errors="backslashreplace")
+    if answered is None:
+        raise RuntimeError(f"the inspection ended with exit code {child.returncode}\n{said}")
     if "error" in answered:
         raise UserError(answered["error"])
     return answered
+
+
+def _waiting(request: dict, patience_s: float) -> str:
+    """What to say where a file does not answer: which options lead to files."""
+    options = [("model", "weights"), ("task", "images"), ("task", "root")]
+    given = [
+        f"{kind}.{name}={config[name]}"
+        for kind, name in options
+        for config in request[f"{kind}s"].values()
+        if config.get(name)
+    ]
+    listed = ", ".join(dict.fromkeys(given)) or "the plug-ins"
+    return f"a file of {listed} does not answer for {patience_s:g} s: accepted are files on disks that can be read"
 
 
 def child_environment() -> dict[str, str]:
@@ -64,7 +107,7 @@ def answer(request: dict) -> dict:
     sources = cache(partial(sources_of, plugins=request["sys_path"]))
     tasks = {key: _task(config) for key, config in request["tasks"].items()}
     models = {key: _model(config, _uses(request, key, tasks), sources) for key, config in request["models"].items()}
-    occurring = sorted({side for facts in models.values() for sides in facts["windows"].values() for side in sides})
+    occurring = _ordered(size for facts in models.values() for sizes in facts["windows"].values() for size in sizes)
     import torch
 
     return {
@@ -91,27 +134,56 @@ def use(task: str | None, window: int | str | None) -> str:
 
 
 def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources: Callable) -> dict:
-    from nystra_bench.models import load_configured
-    from nystra_bench.models.checkpoints import resolve, sha256
+    """Of a model whose official weights were not fetched there is nothing to tell but how to get them."""
+    from nystra_bench.models import load_configured, named_attention_sites
 
-    model = load_configured(config)
-    path = resolve(config["weights"])
+    try:
+        model = load_configured(config)
+    except Absent as absent:
+        return {"refusal": str(absent), "windows": {use(task, window): [] for task, window, _ in uses}}
     return {
+        "refusal": None,
         "native_window": model.window_size,
-        "weights": sha256(path),
-        "path": str(path),
+        "resizable": getattr(model, "resizable", True),
+        "kept": model.kept() if hasattr(model, "kept") else {},
+        **_weights(config, model),
         "version": model.version,
+        "settings": dict(getattr(model, "settings", {})),
         "scale": model.scale,
         "channels": model.channels,
-        "sources": sources(type(model).__module__),
+        "layers": list(named_attention_sites(model)),
+        "sources": _sources(model, sources),
         "windows": {use(task, window): _sides(model, window, sizes) for task, window, sizes in uses},
     }
 
 
-def _sides(model, window: int | str | None, sizes: list) -> list[int]:
-    """Sides of all windows that a model cuts images of these sizes into."""
+def _sources(model, sources: Callable) -> dict[str, str]:
+    """Those of the model's own module and, where they are others', of the modules of its attention sites."""
+    from nystra_bench.models import attention_sites
+
+    modules = dict.fromkeys([type(model).__module__, *(type(site).__module__ for site in attention_sites(model))])
+    return {name: digest for module in modules for name, digest in sources(module).items()}
+
+
+def _weights(config: dict, model) -> dict:
+    """The digest of a model's weights, and what random ones are made from."""
+    from nystra_bench.models.checkpoints import resolve, sha256
+    from nystra_bench.models.untrained import digest, made_from
+
+    untrained = made_from(model)
+    return {"weights": digest(model) if untrained else sha256(resolve(config["weights"])), "untrained": untrained}
+
+
+def _sides(model, window: int | str | None, sizes: list) -> list[Size]:
+    """Sizes of all windows that a model cuts images of these sizes into."""
     window = model.window_size if window in (None, "native") else window
-    return sorted({side for height, width in sizes for side in model.windows(window, height, width)}) or [window]
+    found = _ordered(size for height, width in sizes for size in model.windows(window, height, width))
+    return found or ([window] if isinstance(window, int) else [])
+
+
+def _ordered(sizes: Iterable) -> list[Size]:
+    """Each size of windows once, the smaller first."""
+    return sorted(set(map(plain, sizes)), key=sides)
 
 
 def _task(config: dict) -> dict:
@@ -129,11 +201,12 @@ def _task(config: dict) -> dict:
         "scale": task.scale,
         "channels": task.channels,
         "sizes": sizes,
+        "notes": [] if reason else task.notes(),
         "largest_side": max(map(max, sizes), default=0),
     }
 
 
-def _attention(config: dict, windows: list[int], sources: Callable) -> dict:
+def _attention(config: dict, windows: list[Size], sources: Callable) -> dict:
     from nystra_bench.configuration import instantiate
 
     attention = instantiate(config)
@@ -142,7 +215,7 @@ def _attention(config: dict, windows: list[int], sources: Callable) -> dict:
         "params": {key: value for key, value in config.items() if not key.startswith("_")},
         "sources": sources(type(attention).__module__),
         "uses": attention.uses() | {"exact": attention.exact},
-        "refusals": {str(size): attention.refuses(size, size) for size in windows},
+        "refusals": {size_text(size): attention.refuses(*sides(size)) for size in windows},
     }
 
 
@@ -164,28 +237,61 @@ def _metric(config: dict) -> dict:
 def _device(config: dict) -> dict:
     import torch
 
-    from nystra_bench.instruments.environment import hardware, usable_cores
+    from nystra_bench.instruments.environment import hardware
+    from nystra_bench.instruments.threads import thread_count
 
-    kind, threads = config.get("_type_"), config.get("threads")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise UserError(f"device.threads={threads} is out of range: accepted are whole numbers from 1 on, or null")
+    kind, threads = config.get("_type_"), thread_count(config.get("threads"))
     if kind == "cuda" and not torch.cuda.is_available():
         return {"refusal": "PyTorch finds no CUDA GPU on this machine"}
     if kind not in ("cpu", "cuda"):
         raise UserError(f"device: _type_={kind} is unknown: accepted are cpu, cuda")
-    return {"refusal": None, "kind": kind, "hardware": hardware(kind), "threads": threads or usable_cores()}
+    return {"refusal": None, "kind": kind, "hardware": hardware(kind), "threads": threads}
+
+
+def end_with_parent() -> None:
+    """End this process when standard input closes, which it does when the parent ends, however it ends."""
+
+    def wait() -> None:
+        # Not sys.stdin: at the end of the interpreter its lock, held by this thread, would be a fatal error.
+        while os.read(0, 4096):
+            pass
+        os._exit(3)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _show_life(tell: Callable[[dict], None]) -> None:
+    """Say now and then that this process lives, as long as it uses the processor."""
+
+    def show() -> None:
+        used = time.process_time()
+        while True:
+            time.sleep(LIFE_S)
+            before, used = used, time.process_time()
+            if used - before > IDLE_S:
+                tell({"event": "alive"})
+
+    threading.Thread(target=show, daemon=True).start()
 
 
 def main() -> None:
-    sink = own_stdout()
+    request = json.loads(sys.stdin.buffer.readline())
+    sink, one_at_a_time = own_stdout(), threading.Lock()
+
+    def tell(event: dict) -> None:
+        with one_at_a_time:
+            print(json.dumps(event), file=sink, flush=True)
+
+    end_with_parent()
+    _show_life(tell)
     try:
-        answered = answer(json.load(sys.stdin))
+        answered = answer(request)
     except UserError as error:
         answered = {"error": str(error)}
     except Exception:
         traceback.print_exc()
         sys.exit(1)
-    print(json.dumps(answered), file=sink, flush=True)
+    tell({"event": "answer", "answer": answered})
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ MEASURED = ("done", "unstable", "nonfinite")
 FAILURES = ("nonfinite", "failed", "oom", "timeout", "crashed")
 """Those of attempts that gave no number to be used; ``nonfinite`` may be a result, too."""
 
+LONGEST = 240
+"""Bytes of an image's id that the name of a file holds; a file system takes 255, with the ending."""
+
 RESULT, FAILURE, JOURNAL = "result.json", "failure.json", "journal.jsonl"
 
 
@@ -56,7 +59,8 @@ class Store:
     def result(self, key: str) -> dict | None:
         found = self._read(key, RESULT, MEASURED)
         if found is not None and not isinstance(found.get("value"), dict):
-            return self._warn(self.folder / key / RESULT, "no value")
+            self._warn(self.folder / key / RESULT, "no value")
+            return None
         return found
 
     def failure(self, key: str) -> dict | None:
@@ -95,7 +99,8 @@ class Store:
         except FileNotFoundError:
             return None
         except Damaged as damage:
-            return self._warn(path, damage)
+            self._warn(path, damage)
+            return None
         return found | {"reason": found["reason"] and printable(found["reason"])}
 
     def _warn(self, path: Path, damage: object) -> None:
@@ -173,14 +178,15 @@ class Store:
 
     def panel_images(self, cell: Cell, image: str) -> Path:
         """The file with the input and clean image of a quality cell's panel; cells of one task share it."""
-        digest = hashlib.sha256(canonical_json(cell.content["task"]).encode()).hexdigest()
-        return self.folder / "images" / digest / f"{image}.npz"
+        folder = self.folder / "images" / _digest(canonical_json(cell.content["task"]))
+        is_long = any(len(part.encode()) > LONGEST for part in image.split("/"))
+        return folder / f"{_digest(image) if is_long else image}.npz"
 
     def write_arrays(self, path: Path, **arrays: object) -> None:
         import numpy as np
 
         content = io.BytesIO()
-        np.savez_compressed(content, **arrays)
+        np.savez_compressed(content, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
         write_atomically(path, content.getvalue())
 
     def scratch(self) -> AbstractContextManager[Path]:
@@ -205,8 +211,12 @@ class Store:
         name = f"{UNFINISHED}*"
         for pattern in (name, f"*/{name}", f"images/**/{name}"):  # the ids of panels' images may have folders
             yield from self.folder.glob(pattern)
-        for pattern in (f"*/{name}", f"*/*/{name}"):
+        for pattern in (f"*/{name}", f"*/*/{name}", f"*/*/*/{name}"):  # of paper/table2 with its figures, too
             yield from filter(writer, self.folder.parent.glob(pattern))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_identity(found: dict, key: object) -> None:

@@ -7,13 +7,12 @@ JSON object a line; while a timing runs it says nothing.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from nystra_bench.sweep.inspection import own_stdout
+from nystra_bench.sweep.cell import canonical_json
+from nystra_bench.sweep.inspection import end_with_parent, own_stdout
 from nystra_bench.sweep.workbench import Job, Workbench
 
 
@@ -25,38 +24,23 @@ class Worker:
         self.jobs = [Job(**cell) for cell in request["cells"]]
 
     def run(self) -> None:
-        """Measure all cells, one kind of measurement after the other."""
+        """Measure all cells, one measurement after the other; with other parameters it is another measurement."""
         try:
             self.bench.load()
         except Exception as error:
             for job in self.jobs:
                 self.bench.fail(job, error)
             return
-        jobs = self.bench.calibrate(self.jobs)
-        for kind in sorted(dict.fromkeys(job.cell.measure for job in jobs), key=lambda kind: self._place(jobs, kind)):
-            of_kind = [job for job in jobs if job.cell.measure == kind]
+        kinds: dict[str, list[Job]] = {}
+        for job in self.bench.calibrate(self.jobs):
+            kinds.setdefault(canonical_json(job.cell.content["measure"]), []).append(job)
+        for of_kind in sorted(kinds.values(), key=lambda of_kind: of_kind[0].measurement.place):
             try:
                 of_kind[0].measurement.run(self.bench, of_kind)
             except Exception as error:
                 for job in of_kind:
                     if job.cell.key not in self.bench.settled:
                         self.bench.fail(job, error)
-
-    @staticmethod
-    def _place(jobs: list[Job], kind: str) -> int:
-        return next(job.measurement.place for job in jobs if job.cell.measure == kind)
-
-
-def end_with_parent() -> None:
-    """End this process when standard input closes, which it does when the parent ends, however it ends."""
-
-    def wait() -> None:
-        # Not sys.stdin: at the end of the interpreter its lock, held by this thread, would be a fatal error.
-        while os.read(0, 4096):
-            pass
-        os._exit(3)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> None:

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from nystra_bench.errors import Absent
 from nystra_bench.metrics.conventions import RGB8, Convention
-from nystra_bench.tasks.datasets import BUNDLED, Picture, central, digest, pictures
+from nystra_bench.metrics.ssim import SMALLEST
+from nystra_bench.tasks.datasets import (
+    BUNDLED,
+    Large,
+    Picture,
+    central,
+    check_limits,
+    digest,
+    folder_note,
+    folder_of,
+    frames_note,
+    pictures,
+)
 from nystra_bench.tasks.degradations import generator
 from nystra_bench.text import printable
 
@@ -35,12 +48,12 @@ class Task:
     version: ClassVar[str] = "1"
     """Raised whenever the samples change for the same parameters."""
 
-    scale: ClassVar[int] = 1
+    scale: int = 1
     """Side of the clean image over that of the degraded one."""
 
     channels: ClassVar[int] = 3
 
-    convention: ClassVar[Convention] = RGB8
+    convention: Convention = RGB8
     """How the ground-truth metrics of this task's literature look at the images."""
 
     @property
@@ -75,6 +88,15 @@ class Task:
         """SHA-256 of the images."""
         raise NotImplementedError
 
+    def notes(self) -> list[str]:
+        """What a user should know of the images, a sentence each: what of a folder is left out, and why."""
+        return []
+
+    @property
+    def least_side(self) -> int:
+        """Pixels a side that a clean image must have for SSIM, the border left out; a smaller one is no sample."""
+        return SMALLEST + 2 * self.convention.border
+
     def as_output(self, degraded: np.ndarray) -> np.ndarray:
         """The degraded image in the clean image's size: what stands for "nothing done" beside the outputs."""
         return degraded
@@ -84,22 +106,54 @@ class SyntheticTask(Task):
     """A seeded degradation of clean images; subclasses say which.
 
     Args:
-        images: ``bundled``, or a folder of clean images.
+        images: ``bundled``, one of the bundled images by name, a folder of clean images, or one of a fetched data set,
+            as ``set5/HR``.
         limit: number of images; None takes all.
         crop: side of the central crop in pixels; None takes whole images.
         seed: of the degradation; an image's depends on the task, its id and the seed alone.
 
     Raises:
-        UserError: a parameter is out of range, or the folder holds no images.
+        UserError: a parameter is out of range, or the folder holds no images; when these are used, that all of them are
+            too small to be compared.
     """
 
     seeded_as: ClassVar[str]
     """The task's name in the seeds of its degradations."""
 
     def __init__(self, images: str = "bundled", limit: int | None = None, crop: int | None = None, seed: int = 0):
+        check_limits(limit, crop)
         self.seed = seed
         self.images = str(images)
-        self.pictures = pictures(self.images, limit, crop)
+        self._limit, self._crop = limit, crop
+        self._absent: str | None = None
+        try:
+            self._all = pictures(self.images, crop=crop, limit=limit if self.images in BUNDLED else None)
+        except Absent as absent:
+            self._all, self._absent = [], str(absent)
+
+    def available(self) -> str | None:
+        return self._absent
+
+    @cached_property
+    def pictures(self) -> list[Picture]:
+        """Those that are large enough, the first ``limit`` of them; none where the data set is absent."""
+        chosen = self._large.first(self._all, lambda picture: picture.size(), self._limit)
+        if not chosen and not self._absent:
+            raise self._large.nothing(self._given)
+        return chosen
+
+    @cached_property
+    def _large(self) -> Large:
+        return Large(self.least_side, self.scale, self._crop)
+
+    @property
+    def _given(self) -> str:
+        return f"task.images={printable(self.images)}"
+
+    def notes(self) -> list[str]:
+        chosen = self.pictures
+        folder = [] if self.images in BUNDLED else folder_note(self._given, folder_of(self.images))
+        return folder + frames_note(self._given, chosen) + self._large.note(self._given)
 
     def prepare(self, clean: np.ndarray) -> np.ndarray:
         """The clean image as it is restored and compared: cut to a size that the degradation needs."""
@@ -115,7 +169,7 @@ class SyntheticTask(Task):
 
     @property
     def dataset(self) -> str:
-        return self.images if self.images in BUNDLED else printable(Path(self.images).expanduser().resolve().name)
+        return self.images if self.images in BUNDLED else printable(folder_of(self.images).resolve().name)
 
     def samples(self) -> Iterator[Sample]:
         return map(self._sample, self.pictures)
@@ -128,7 +182,8 @@ class SyntheticTask(Task):
 
     def calibration(self, count: int) -> tuple[list[Sample], bool]:
         measured = {picture.id for picture in self.pictures}
-        others = [p for p in pictures(self.images, None, CALIBRATION_CROP) if p.id not in measured][:count]
+        others = [p for p in pictures(self.images, None, CALIBRATION_CROP) if p.id not in measured]
+        others = Large(self.least_side, self.scale).first(others, lambda picture: picture.size(), count)
         return ([self._sample(picture) for picture in others], False) if others else super().calibration(count)
 
     def sizes(self) -> list[tuple[int, int]]:

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from nystra_bench.errors import UserError
+from nystra_bench.tasks.image_files import (
+    ENDINGS,
+    existing_folder,
+    frames,
+    image_files,
+    image_size,
+    left_out,
+    read_image,
+    some,
+)
 from nystra_bench.text import printable
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field")
-BUNDLED = {"bundled": _PHOTOGRAPHS, "stereo": ("motorcycle",), "stereo+bundled": ("motorcycle", *_PHOTOGRAPHS)}
-"""Photographs inside the wheel of scikit-image (public domain or CC0), in the order in which ``limit`` takes them; that
-of a stereo pair (Middlebury 2014, "Motorcycle") has the scene's depth."""
-
-SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-CONVERTED_MODES = ("RGB", "L", "P", "1")
+BUNDLED = {
+    "bundled": _PHOTOGRAPHS,
+    "stereo": ("motorcycle",),
+    "stereo+bundled": ("motorcycle", *_PHOTOGRAPHS),
+    **{name: (name,) for name in _PHOTOGRAPHS},
+}
+"""Photographs inside the wheel of scikit-image (public domain or CC0), in the order in which ``limit`` takes them, and
+each by its name; that of a stereo pair (Middlebury 2014, "Motorcycle") has the scene's depth."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,9 @@ class Picture:
     depth: Callable[[], np.ndarray] | None = None
     """Gives the distances (height, width) float32, the farthest 1; None where they are not known."""
 
+    frames: Callable[[], int] = lambda: 1
+    """Gives the number of frames or pages of the file, of which the picture is the first."""
+
 
 def pictures(images: str, limit: int | None = None, crop: int | None = None) -> list[Picture]:
     """The pictures of ``images``: a name in ``BUNDLED``, or all image files of a folder in the order of their names.
@@ -50,11 +62,23 @@ def pictures(images: str, limit: int | None = None, crop: int | None = None) -> 
         crop: side in pixels of the central square to cut out; None, or a smaller side, leaves the image whole.
 
     Raises:
+        Absent: it is a folder of a data set that was not fetched.
         UserError: the folder is absent or holds no image, or a number is out of range.
     """
     check_limits(limit, crop)
-    found = _bundled(images) if images in BUNDLED else _in_folder(Path(str(images)).expanduser())
+    found = _bundled(images) if images in BUNDLED else _in_folder(str(images))
     return [_cropped(picture, crop) for picture in found[:limit]]
+
+
+def folder_of(images: str) -> Path:
+    """The folder that ``task.images`` names: by its path, or as one of a fetched data set.
+
+    Raises:
+        Absent: that data set was not fetched.
+    """
+    from nystra_bench.fetch import data_folder
+
+    return data_folder("task.images", str(images))
 
 
 def check_limits(limit: int | None, crop: int | None) -> None:
@@ -76,7 +100,8 @@ def central(size: tuple[int, int], crop: int | None) -> Box:
     """The central square of ``crop`` pixels a side, or as much of it as there is; None takes everything."""
     kept = [side if crop is None else min(side, crop) for side in size]
     starts = [(side - length) // 2 for side, length in zip(size, kept, strict=True)]
-    return tuple(slice(start, start + length) for start, length in zip(starts, kept, strict=True))
+    rows, columns = (slice(start, start + length) for start, length in zip(starts, kept, strict=True))
+    return rows, columns
 
 
 def digest(chosen: list[Picture]) -> str:
@@ -101,7 +126,7 @@ def _bundled(images: str) -> list[Picture]:
 
 def in_memory(name: str, read: Callable[[], np.ndarray], depth: Callable[[], np.ndarray] | None = None) -> Picture:
     """A picture that has no header: its size is that of its pixels."""
-    return Picture(name, read, lambda: read().shape[:2], depth)
+    return Picture(name, read, cache(lambda: read().shape[:2]), depth)
 
 
 def motorcycle_depth() -> np.ndarray:
@@ -127,69 +152,26 @@ def _continued(rows: np.ndarray) -> np.ndarray:
     return np.where(last >= 0, np.take_along_axis(rows, last.clip(0), 1), np.nan)
 
 
-def _in_folder(folder: Path) -> list[Picture]:
-    accepted = f"accepted are {', '.join(BUNDLED)}, or a folder with images ({', '.join(s[1:] for s in SUFFIXES)})"
-    if not folder.is_dir():
-        raise UserError(f"task.images={folder} is no folder: {accepted}")
+def _in_folder(images: str) -> list[Picture]:
+    accepted = f"accepted are {', '.join(BUNDLED)}, or a folder with images ({ENDINGS})"
+    folder, given = existing_folder(str(folder_of(images))), f"task.images={printable(images)}"
+    if folder is None:
+        raise UserError(f"{given} is no folder: {accepted}")
     files = image_files(folder)
     if not files:
-        raise UserError(f"task.images={folder} holds no image: {accepted}")
+        others = left_out(folder)
+        raise UserError(f"{given} holds no image{f', but {others}' if others else ''}: {accepted}")
     stems = [file.stem for file in files]
     count = Counter(stems)
     ids = [stem if count[stem] == 1 else file.name for stem, file in zip(stems, files, strict=True)]
     return [from_file(printable(name), file, "task.images") for name, file in zip(ids, files, strict=True)]
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder in the order of their names, hidden ones left out."""
-    found = (f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-    return sorted(found, key=lambda file: file.name)
-
-
 def from_file(name: str, file: Path, option: str) -> Picture:
     """The picture in a file; ``option`` is what errors call the setting that led to it."""
-    return Picture(name, lambda: read_image(file, option), lambda: image_size(file, option))
-
-
-def read_image(file: Path, option: str = "task.images") -> np.ndarray:
-    """An 8-bit image as (height, width, 3) uint8; grey and palette images become RGB.
-
-    Raises:
-        UserError: the file is broken, or has transparency, 16 bits or CMYK colours, which no metric here is defined on.
-    """
-    with _opened(file, option) as image:
-        # Pillow reads 16-bit RGB as 8-bit RGB without a word; only the raw mode of the stored data tells.
-        deep = any(";16" in str(tile) for tile in image.tile)
-        image.load()
-        transparent = "transparency" in image.info
-        mode = f"{image.mode}, 16 bits" if deep else image.mode
-        pixels = np.asarray(image.convert("RGB")) if mode in CONVERTED_MODES else None
-    if mode not in CONVERTED_MODES or transparent:
-        kind = "transparency" if transparent else f"mode {mode}"
-        raise UserError(f"{option}: {file} has {kind}: accepted are 8-bit RGB, grey and palette images")
-    return pixels
-
-
-def image_size(file: Path, option: str = "task.images") -> tuple[int, int]:
-    """Height and width by the file's header, without reading the pixels.
-
-    Raises:
-        UserError: the file is no image.
-    """
-    with _opened(file, option) as image:
-        return image.height, image.width
-
-
-@contextmanager
-def _opened(file: Path, option: str) -> Iterator[Image.Image]:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{option}: {file} cannot be read as an image ({reason}): mend or remove it") from error
+    return Picture(
+        name, lambda: read_image(file, option), lambda: image_size(file, option), frames=lambda: frames(file)
+    )
 
 
 def _cropped(picture: Picture, crop: int | None) -> Picture:
@@ -209,4 +191,74 @@ def cut_out(picture: Picture, box: Callable[[tuple[int, int]], Box]) -> Picture:
     def size() -> tuple[int, int]:
         return tuple(side.stop - side.start for side in box(picture.size()))
 
-    return Picture(picture.id, cut(picture.read), size, picture.depth and cut(picture.depth))
+    return replace(picture, read=cut(picture.read), size=size, depth=picture.depth and cut(picture.depth))
+
+
+# --------------------------------------------------------------------------- what is not taken
+
+
+def folder_note(given: str, folder: Path) -> list[str]:
+    """A sentence on what of a folder is no image; ``given`` is the option with its value."""
+    others = left_out(folder)
+    return [f"{given}: left out are {others}; taken are images of this folder itself, {ENDINGS}"] if others else []
+
+
+def frames_note(given: str, chosen: list[Picture]) -> list[str]:
+    """A sentence on the pictures that are the first of several frames."""
+    several = [picture.id for picture in chosen if picture.frames() > 1]
+    told = f"{given}: of several frames or pages the first is taken, in {len(several)} files ({some(several)})"
+    return [told] if several else []
+
+
+@dataclass
+class Large:
+    """Lets through what has enough pixels a side for the metrics; the others are left out, and told.
+
+    Args:
+        least: pixels a side of the clean image.
+        scale: side of the clean image over that of the degraded one.
+        crop: the option ``task.crop``, which may be what makes the images small.
+    """
+
+    least: int
+    scale: int = 1
+    crop: int | None = None
+
+    def __post_init__(self):
+        self.small: dict[str, tuple[int, int]] = {}
+
+    def first(self, found: Iterable, size_of: Callable[[Any], tuple[int, int]], limit: int | None) -> list:
+        """The first ``limit`` of these that are large enough; those behind are not looked at.
+
+        Args:
+            size_of: gives height and width of the clean image, as far as it is used.
+        """
+        kept: list = []
+        for one in found:
+            if limit is not None and len(kept) == limit:
+                break
+            size = size_of(one)
+            if min(side // self.scale * self.scale for side in size) >= self.least:
+                kept.append(one)
+            else:
+                self.small[one.id] = size
+        return kept
+
+    def nothing(self, given: str) -> UserError:
+        """The error where all images are too small."""
+        crop = f"task.crop={self.crop}: " if self.crop is not None and self.crop < self.least else ""
+        accepted = f"crops from {self.least} on, or null" if crop else "larger images"
+        return UserError(
+            f"{crop}{given} holds no image of the {self.least} pixels a side that the metrics need "
+            f"({self._told()}): accepted are {accepted}"
+        )
+
+    def note(self, given: str) -> list[str]:
+        """A sentence on what is left out."""
+        if not self.small:
+            return []
+        told = f"{given}: left out for being smaller than the {self.least} pixels a side that the metrics need"
+        return [f"{told}: {self._told()}"]
+
+    def _told(self) -> str:
+        return some([f"{name} is {width}x{height}" for name, (height, width) in self.small.items()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 
 import numpy as np
@@ -131,3 +132,29 @@ def synthetic_depth(height: int, width: int, rng: np.random.Generator) -> np.nda
         depth += zoom(bumps, factors, order=1, mode="nearest", grid_mode=True)[:height, :width]
     depth -= depth.min()
     return (0.15 + 0.85 * depth / max(depth.max(), 1e-6)).astype(np.float32)
+
+
+# --------------------------------------------------------------------------- grey, and JPEG
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """(height, width, 3) sRGB -> (height, width, 1): 0.299 R + 0.587 G + 0.114 B, rounded to 8 bits.
+
+    A grey image, with three equal channels, stays what it is.
+    """
+    return stored(image @ np.array([[0.299], [0.587], [0.114]]))
+
+
+def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    """An 8-bit image (height, width, 1 or 3) after JPEG compression by libjpeg, in the usual form.
+
+    Baseline, with the standard's example tables scaled by ``quality`` (1 to 100), colour at half the resolution: what
+    OpenCV's ``imencode`` writes, with which the literature's inputs are made.
+    """
+    from PIL import Image
+
+    levels = np.round(image * 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(file, "JPEG", quality=quality)
+    with Image.open(file) as decoded:
+        return np.asarray(decoded).reshape(levels.shape).astype(np.float32) / 255

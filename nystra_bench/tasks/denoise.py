@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from nystra_bench.errors import UserError
-from nystra_bench.metrics.conventions import DENOISE
+from nystra_bench.metrics.conventions import DENOISE, GREY8
 from nystra_bench.tasks.base import SyntheticTask
-from nystra_bench.tasks.degradations import add_gaussian_noise
+from nystra_bench.tasks.degradations import add_gaussian_noise, grey
 
 
 class GaussianDenoise(SyntheticTask):
@@ -37,3 +37,21 @@ class GaussianDenoise(SyntheticTask):
 
     def identity(self) -> dict:
         return {"sigma": self.sigma, **super().identity()}
+
+
+class GreyDenoise(GaussianDenoise):
+    """The same on grey images, one channel, as in SwinIR's evaluation: colour images are read as grey ones.
+
+    Args:
+        sigma, images, limit, crop, seed: see ``GaussianDenoise``.
+
+    Raises:
+        UserError: a parameter is out of range, or the folder holds no images.
+    """
+
+    seeded_as = "denoise_grey"
+    convention = GREY8
+    channels = 1
+
+    def prepare(self, clean: np.ndarray) -> np.ndarray:
+        return grey(clean)

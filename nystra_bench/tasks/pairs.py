@@ -11,19 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
-from nystra_bench.errors import UserError
+from nystra_bench.errors import Absent, UserError
+from nystra_bench.fetch import data_folder
 from nystra_bench.tasks.base import Sample, Task
 from nystra_bench.tasks.datasets import (
-    SUFFIXES,
     Box,
+    Large,
     Picture,
     central,
     check_limits,
     cut_out,
     digest,
+    frames_note,
     from_file,
-    image_files,
 )
+from nystra_bench.tasks.image_files import ENDINGS, existing_folder, image_files, left_out, some
 from nystra_bench.text import printable
 
 HELP = "see docs/DATASETS.md and python -m nystra_bench.fetch"
@@ -48,7 +50,7 @@ class PairedTask(Task):
     Nothing is looked for before it is needed, so that a task without its data can be listed.
 
     Args:
-        root: the folder of the data set.
+        root: the folder of the data set, or of a fetched one, as ``reside-sots/SOTS/outdoor``.
         limit: number of pairs, the first by name; None takes all.
         crop: side in pixels of the clean image's central crop; None takes whole images. The degraded image's is the
             same place.
@@ -73,20 +75,43 @@ class PairedTask(Task):
         raise NotImplementedError
 
     def available(self) -> str | None:
-        return None if self.root else f"task.root=null: accepted is the data set's folder, {self.layout} ({HELP})"
+        if not self.root:
+            return f"task.root=null: accepted is the data set's folder, {self.layout} ({HELP})"
+        try:
+            data_folder("task.root", str(self.root))
+        except Absent as absent:
+            return str(absent)
+        return None
 
     @property
     def folder(self) -> Path:
         if reason := self.available():
             raise UserError(reason)
-        folder = Path(str(self.root)).expanduser()
-        if not folder.is_dir():
+        folder = existing_folder(str(data_folder("task.root", str(self.root))))
+        if folder is None:
             raise UserError(f"task.root={self.root} is no folder: accepted is one {self.layout} ({HELP})")
         return folder
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        return [self._cropped(pair) for pair in self.find()[: self.limit]]
+        found = (self._cropped(pair) for pair in self.find())
+        chosen = self._large.first(found, lambda pair: pair.clean.size(), self.limit)
+        if not chosen:
+            raise self._large.nothing(self._given)
+        return chosen
+
+    @cached_property
+    def _large(self) -> Large:
+        return Large(self.least_side, self.scale, self.crop)
+
+    @property
+    def _given(self) -> str:
+        return f"task.root={printable(str(self.root))}"
+
+    def notes(self) -> list[str]:
+        chosen = self.pairs
+        sides = [replace(side, id=pair.id) for pair in chosen for side in (pair.degraded, pair.clean)]
+        return frames_note(self._given, sides) + self._large.note(self._given)
 
     @property
     def dataset(self) -> str:
@@ -115,7 +140,8 @@ class PairedTask(Task):
 
         def of_clean(_: tuple[int, int]) -> Box:
             box = of_degraded(pair.degraded.size())
-            return tuple(slice(side.start * self.scale, side.stop * self.scale) for side in box)
+            rows, columns = (slice(side.start * self.scale, side.stop * self.scale) for side in box)
+            return rows, columns
 
         return Pair(pair.id, cut_out(pair.degraded, of_degraded), cut_out(pair.clean, of_clean))
 
@@ -171,11 +197,36 @@ class FolderPairs(PairedTask):
         degraded, clean = f"{self.degraded}/{self.degraded_name}", f"{self.clean}/{self.clean_name}"
         return f"which holds images {degraded} and {clean}"
 
+    def notes(self) -> list[str]:
+        sides = (_folders(self.folder, pattern).values() for pattern in (self.degraded, self.clean))
+        others = left_out(*dict.fromkeys(folder for folders in sides for folder in folders))
+        told = [f"{self._given}: left out are {others}; taken are {ENDINGS}"] if others else []
+        if unnamed := self._unnamed():
+            names = f"task.degraded_name={self.degraded_name} or task.clean_name={self.clean_name}"
+            told.append(
+                f"{self._given}: {len(unnamed)} images are left out that {names} does not fit ({some(unnamed)})"
+            )
+        return told + super().notes()
+
+    def _unnamed(self) -> list[str]:
+        """The names of images that are called like those of neither side."""
+        fits = {"degraded": lambda stem: any(_names(self.degraded_name, stem)), "clean": self._clean_of}
+        taken, found = set(), {}
+        for side, fit in fits.items():
+            for (_, stem), file in self._files(side).items():
+                found[file] = file.name
+                taken |= {file} if fit(stem) else set()
+        return [name for file, name in found.items() if file not in taken]
+
+    def _clean_of(self, stem: str) -> str:
+        """What ``{name}`` stands for in a clean image's name; empty where it does not fit."""
+        return _between(stem, *self.clean_name.split(PLACEHOLDER))
+
     def find(self) -> list[Pair]:
         clean = {
             (within, name): file
             for (within, stem), file in self._files("clean").items()
-            if (name := _between(stem, *self.clean_name.split(PLACEHOLDER)))
+            if (name := self._clean_of(stem))
         }
         found = self._files("degraded")
         degraded = {key: file for key, file in found.items() if any(_names(self.degraded_name, key[1]))}
@@ -188,7 +239,7 @@ class FolderPairs(PairedTask):
 
     @property
     def _needed(self) -> str:
-        return f"accepted is a folder {self.layout}, with endings {', '.join(s[1:] for s in SUFFIXES)} ({HELP})"
+        return f"accepted is a folder {self.layout}, with endings {ENDINGS} ({HELP})"
 
     def _files(self, side: str) -> dict[Key, Path]:
         """The image files of a side by folder and name without ending."""

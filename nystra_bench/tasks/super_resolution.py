@@ -25,6 +25,7 @@ class SuperResolution(SyntheticTask):
 
     Args:
         scale: 2, 3, 4 or 8.
+        grey: how metrics look at grey images, see ``conventions.super_resolution``.
         images, limit, crop, seed: see ``SyntheticTask``; nothing here is random, the seed changes nothing.
 
     Raises:
@@ -34,23 +35,24 @@ class SuperResolution(SyntheticTask):
     seeded_as = "super_resolution"
 
     def __init__(
-        self, scale: int, images: str = "bundled", limit: int | None = None, crop: int | None = None, seed: int = 0
+        self,
+        scale: int,
+        images: str = "bundled",
+        limit: int | None = None,
+        crop: int | None = None,
+        seed: int = 0,
+        grey: str = "colour",
     ):
         check_scale(scale)
         super().__init__(images, limit, crop, seed)
-        self.scale = scale
-        self.convention = super_resolution(scale)
+        self.scale, self.grey = scale, grey
+        self.convention = super_resolution(scale, grey)
 
     def prepare(self, clean: np.ndarray) -> np.ndarray:
         height, width = self.degraded_size(*clean.shape[:2])
         return clean[: height * self.scale, : width * self.scale]
 
     def degraded_size(self, height: int, width: int) -> tuple[int, int]:
-        if min(height, width) < self.scale:
-            raise UserError(
-                f"task.scale={self.scale} needs images of {self.scale} pixels a side, not {width}x{height}: "
-                "accepted are larger images"
-            )
         return height // self.scale, width // self.scale
 
     def degrade(self, clean: np.ndarray, rng: np.random.Generator, depth: np.ndarray | None = None) -> np.ndarray:
@@ -60,7 +62,7 @@ class SuperResolution(SyntheticTask):
         return enlarged(degraded, self.scale)
 
     def identity(self) -> dict:
-        return {"scale": self.scale}
+        return _identity(self.scale, self.grey)
 
 
 class SuperResolutionPairs(FolderPairs):
@@ -68,6 +70,7 @@ class SuperResolutionPairs(FolderPairs):
 
     Args:
         scale: 2, 3, 4 or 8; put in where ``{scale}`` stands in the folders and names.
+        grey: how metrics look at grey images, see ``conventions.super_resolution``.
         root, degraded, clean, degraded_name, clean_name, limit, crop: see ``FolderPairs``.
 
     Raises:
@@ -84,18 +87,25 @@ class SuperResolutionPairs(FolderPairs):
         clean_name: str = "{name}",
         limit: int | None = None,
         crop: int | None = None,
+        grey: str = "colour",
     ):
         check_scale(scale)
-        names = [text.replace("{scale}", str(scale)) for text in (degraded, clean, degraded_name, clean_name)]
-        self.scale = scale
-        self.convention = super_resolution(scale)
-        super().__init__(root, *names, limit, crop)
+        texts = (text.replace("{scale}", str(scale)) for text in (degraded, clean, degraded_name, clean_name))
+        degraded, clean, degraded_name, clean_name = texts
+        self.scale, self.grey = scale, grey
+        self.convention = super_resolution(scale, grey)
+        super().__init__(root, degraded, clean, degraded_name, clean_name, limit, crop)
 
     def as_output(self, degraded: np.ndarray) -> np.ndarray:
         return enlarged(degraded, self.scale)
 
     def identity(self) -> dict:
-        return {"scale": self.scale}
+        return _identity(self.scale, self.grey)
+
+
+def _identity(scale: int, grey: str) -> dict:
+    """``grey`` stands in it only where it is not the usual one: the other cells stay what they were."""
+    return {"scale": scale} | ({} if grey == "colour" else {"grey": grey})
 
 
 def check_scale(scale: int) -> None:

@@ -102,6 +102,21 @@ def test_warming_up_records_the_first_call_apart_and_sets_the_repeats():
     assert slow.entries["a"].repeats == 1
 
 
+def test_a_long_first_call_is_all_the_warm_up():
+    script = Script("a", times=times(a=[6000.0, 5500.0]))
+    entry = script.entries["a"]
+    warm_up(entry, Timing(warmup_s=30), script.clock)
+    assert script.calls() == ["a"] and entry.long
+    assert (entry.first_ms, entry.call_ms, entry.repeats) == (6000.0, 6000.0, 1)
+
+
+def test_further_rounds_can_be_done_without():
+    ones, slow = [1.0] * 20, [1.2] * 20
+    script = Script(*NAMES, times=times(exact=slow, exact_again=ones, a=ones, b=ones))
+    run_rounds(script.entries, Timing(rounds=5, min_rounds=2), script.clock, PAIR, 0, again=False)
+    assert len(script.entries["a"].samples_ms) == 5
+
+
 def test_a_sample_is_the_mean_of_its_repeats(monkeypatch):
     ticks = iter([0.0, 0.3])
     monkeypatch.setattr(timer.time, "perf_counter", lambda: next(ticks))
@@ -123,6 +138,8 @@ def test_the_silence_that_is_announced_covers_budget_and_least_rounds():
     entry = Entry(lambda: None, lambda: None, call_ms=2000.0, repeats=2)
     assert expected_s([entry, entry], Timing(min_rounds=7, budget_s=1)) == pytest.approx(112)
     assert expected_s([entry, entry], Timing(min_rounds=1, budget_s=30)) == pytest.approx(76)
+    assert expected_s([entry, entry], Timing(min_rounds=1, budget_s=30, again=False)) == pytest.approx(38)
+    assert expected_s([entry, entry], Timing(rounds=3, min_rounds=1, budget_s=30)) == pytest.approx(48)
 
 
 # ------------------------------------------------------------------ stability
@@ -144,6 +161,14 @@ def test_reasons_for_calling_a_timing_unstable():
     assert "only known" in instability("a", steady, Ratio(1.0, 0.95, 1.3, 0.96))
     assert "the median is only known to within ±17 %" in instability("a", entries(a=[100.0, 150.0, 150.0] * 3), QUIET)
     assert instability("a", entries(a=[100.0, 130.0] * 35 + [115.0] * 30), QUIET) is None
+
+
+def test_of_few_rounds_a_noise_floor_near_1_is_enough():
+    """The range of three rounds excludes 1 in one of four sessions on a steady machine."""
+    few = entries(a=[100.0, 101.0, 102.0])
+    assert instability("a", few, Ratio(1.03, 1.01, 1.05, 0.75)) is None
+    assert "only known" in instability("a", few, Ratio(1.14, 1.12, 1.16, 0.75))
+    assert "excludes 1" in instability("a", entries(a=STEADY), Ratio(1.03, 1.01, 1.05, 0.96))
 
 
 def test_a_ratio_that_is_shown_and_not_known_well_is_named():

@@ -78,11 +78,18 @@ def test_lines_are_the_medians_and_end_where_there_is_no_bound(bounds):
     assert [text.get_text() for text in right.texts] == ["uniform 0.90"]
 
 
-def test_without_spectral_errors_there_is_nothing_to_show(synthetic):
+def test_a_sweep_without_spectral_errors_has_no_part_for_them(synthetic):
     synthetic.quality(synthetic.cell("quality", "nystra", synthetic.nystra), [{"psnr": 30.0}])
     stale = synthetic.write() / synthetic.sweep / "bound.csv"
     stale.write_text("of an earlier run")
     page = build_report(synthetic.results, "demo", {"tables": TABLES, "figures": FIGURES}, "").page
-    assert "Table bound is empty." in page.read_text() and "Figure bound is not drawn." in page.read_text()
+    assert "table-bound" not in page.read_text() and "figure-bound" not in page.read_text()
     assert not stale.exists() and not list(page.parent.glob("bound.*"))
     assert isinstance(load(synthetic.results, "demo").rows("bound"), pd.DataFrame)
+
+
+def test_spectral_errors_that_were_planned_and_are_missing_are_told(synthetic):
+    synthetic.cell("bound", "nystra", synthetic.nystra)
+    page = build_report(synthetic.write(), "demo", {"tables": TABLES, "figures": FIGURES}, "").page.read_text()
+    assert "Table bound is empty." in page and "Figure bound is not drawn." in page
+    assert 'id="noise"' not in page and "No replacement" not in page  # no timing, no quality: nothing is said of them

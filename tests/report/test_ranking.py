@@ -161,7 +161,7 @@ def test_settings_of_one_method_are_no_ranking(synthetic):
     data = load(synthetic.write(), "demo")
     assert "3 approximating methods" in table("ranking").nothing(data) and table("standings").nothing(data)
     page = build_report(synthetic.results, "demo", {"tables": {"ranking": options("ranking")}}, "").page.read_text()
-    assert "Table ranking is empty" in page and not (synthetic.results / "demo" / "ranking.csv").exists()
+    assert "table-ranking" not in page and not (synthetic.results / "demo" / "ranking.csv").exists()
 
 
 def test_the_standings_sum_over_the_settings(synthetic):

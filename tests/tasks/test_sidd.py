@@ -33,10 +33,10 @@ def test_blocks_are_named_by_image_and_block(root):
 
 
 def test_limit_crop_and_digest(root):
-    task = Sidd(str(root), limit=5, crop=8)
+    task = Sidd(str(root), limit=5, crop=12)
     found = list(task.samples())
     assert [sample.id for sample in found] == ["0000_00", "0000_01", "0000_02", "0000_03", "0001_00"]
-    np.testing.assert_array_equal(np.round(found[4].degraded * 255), blocks(0)[1, 0, 4:12, 6:14])
+    np.testing.assert_array_equal(np.round(found[4].degraded * 255), blocks(0)[1, 0, 2:14, 4:16])
     assert len({Sidd(str(root), limit=n).digest() for n in (None, 1, 2)}) == 3
     before = Sidd(str(root), limit=2).digest()
     changed = blocks(1)

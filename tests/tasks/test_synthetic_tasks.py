@@ -8,8 +8,10 @@ from PIL import Image
 
 from nystra_bench.configuration import Catalogue, configs_folder, instantiate
 from nystra_bench.errors import UserError
+from nystra_bench.metrics.ssim import Ssim
 from nystra_bench.sweep.inspection import answer
 from nystra_bench.tasks.camera_denoise import CameraDenoise
+from nystra_bench.tasks.datasets import Picture
 from nystra_bench.tasks.deblur import Deblur
 from nystra_bench.tasks.degradations import generator
 from nystra_bench.tasks.dehaze import Dehaze
@@ -93,27 +95,57 @@ def test_a_seed_in_the_identity_changes_the_samples_and_no_other_does(make, name
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [(8, 8), (8, 13), (9, 31)])
-def test_tiny_images(folder, make, name, size):
-    for file in folder.iterdir():
-        file.unlink()
-    Image.fromarray(np.full((*size, 3), 77, np.uint8)).save(folder / "tiny.png")
-    (sample,) = make(name).samples()
-    assert np.isfinite(sample.degraded).all()
+@pytest.mark.parametrize("size", [(1, 1), (8, 13), (9, 31)])
+def test_tiny_images_can_be_degraded(make, name, size):
+    task = make(name)
+    size = [side * task.scale for side in size]
+    sample = task._sample(Picture("tiny", lambda: np.full((*size, 3), 77, np.uint8), lambda: size))
+    assert np.isfinite(sample.degraded).all() and sample.degraded.size
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_pixel_is_degraded_or_refused_with_the_option(folder, make, name):
-    (folder / "a.png").unlink()
-    Image.fromarray(np.full((1, 1, 3), 77, np.uint8)).save(folder / "a.png")
-    task = make(name, limit=1)
-    if task.scale == 1:
-        (sample,) = task.samples()
-        assert sample.degraded.shape == (1, 1, 3) and np.isfinite(sample.degraded).all()
-        return
-    for use in (lambda: list(task.samples()), task.sizes):
-        with pytest.raises(UserError, match=f"task.scale={task.scale} needs images .* not 1x1: accepted"):
+def test_an_image_that_no_metric_can_be_computed_on_is_left_out_by_name(folder, make, name):
+    """SSIM needs 11 pixels a side, in the border that a convention leaves out too; the others are as they were."""
+    before, least = samples(make(name)), make(name).least_side
+    assert least == 11 + 2 * (make(name).scale if make(name).scale > 1 else 0)
+    Image.fromarray(np.zeros((7, 9, 3), np.uint8)).save(folder / "aa.png")
+    Image.fromarray(np.zeros((least - 1, 90, 3), np.uint8)).save(folder / "bb.png")
+    task = make(name)
+    after = samples(task)
+    assert list(after) == list(before) == ["a", "b", "c"]
+    np.testing.assert_array_equal(after["b"].degraded, before["b"].degraded)
+    (note,) = task.notes()
+    assert f"task.images={folder}: left out" in note and f"{least} pixels a side" in note
+    assert "aa is 9x7, bb is 90x" in note
+    assert [sample.id for sample in make(name, limit=2).samples()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_of_the_least_side_has_all_numbers(folder, make, name):
+    least = make(name).least_side
+    least += -least % make(name).scale
+    pixels = np.random.default_rng(0).integers(0, 256, (least, least, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "least.png")
+    sample = samples(make(name))["least"]
+    assert np.isfinite(Ssim()(make(name).as_output(sample.degraded), sample.clean, make(name).convention))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_images_that_are_too_small_is_refused_for_them(folder, make, name):
+    for file in folder.iterdir():
+        file.unlink()
+    for side in (1, 5):
+        Image.fromarray(np.full((side, side, 3), 77, np.uint8)).save(folder / f"a{side}.png")
+    task = make(name)
+    for use in (lambda: list(task.samples()), task.sizes, task.digest):
+        with pytest.raises(UserError, match=r"task.images=.* holds no image .*\(a1 is 1x1, a5 is 5x5\): accepted are"):
             use()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_crop_that_leaves_too_little_is_named(make, name):
+    with pytest.raises(UserError, match=r"^task.crop=7: .*a is 7x7.*accepted are crops from \d+ on"):
+        make(name, crop=7).sizes()
 
 
 def test_every_task_has_seeds_of_its_own():
@@ -160,7 +192,7 @@ def test_the_light_of_blur_is_a_choice(folder):
 
 @pytest.mark.parametrize("kernel", ["motion", "gaussian"])
 def test_kernels_larger_than_the_image(folder, kernel):
-    task = Deblur(kernel=kernel, size=100, noise=0, images=str(folder), crop=5)
+    task = Deblur(kernel=kernel, size=100, noise=0, images=str(folder), crop=11)
     for sample in task.samples():
         assert np.isfinite(sample.degraded).all()
         if kernel == "gaussian":  # far wider than the image, it leaves the mean

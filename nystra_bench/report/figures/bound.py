@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,7 +20,7 @@ from nystra_bench.report.wording import group_label, groups
 FIGURE = ["task", "task_parameters", "dataset", "device", "dtype"]
 ROW = ["model", "window", "bias"]
 
-THEORY = {
+THEORY: dict[str, tuple[str, dict[str, Any]]] = {
     "kernel_bound": ("bound of Lemma 2.1", {"linestyle": "--"}),
     "kernel_projection": ("projection bound", {"linestyle": "-."}),
     "kernel_error_pinv": ("true pseudo-inverse", {"linestyle": "-", "marker": "x", "markersize": 4}),
@@ -31,6 +33,7 @@ class Bound(Figure):
     """A row of axes for each model, window and bias: the kernel's error with its bounds, and the attention matrix's."""
 
     place = 3
+    made_of = ("bound",)
 
     def caption(self, data: ReportData) -> str:
         return (

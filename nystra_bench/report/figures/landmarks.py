@@ -37,6 +37,7 @@ class Landmarks(Figure):
     """
 
     place = 2
+    made_of = ("quality",)
 
     def __init__(self, title: str, metric: str = "deviation_psnr", columns: int = 3, ceiling: float = 90.0):
         super().__init__(title)

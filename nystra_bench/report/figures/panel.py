@@ -37,6 +37,12 @@ class Picture:
     image: np.ndarray
     error: np.ndarray | None = None
 
+    @classmethod
+    def of(cls, title: str, output: np.ndarray, original: np.ndarray | None = None) -> Picture:
+        """Of an image (H, W, 1 or 3), about [0, 1], and where it is a variant, of the original's output."""
+        image = _image(output)
+        return cls(title, image, None if original is None else np.abs(image - _image(original)).mean(-1) * LEVELS)
+
 
 class VisualPanel(Figure):
     """One figure for each model, window and bias: whole image, crop and error map of each variant.
@@ -50,6 +56,7 @@ class VisualPanel(Figure):
     """
 
     place = 3
+    made_of = ("quality",)
 
     def __init__(
         self,
@@ -83,19 +90,16 @@ class VisualPanel(Figure):
             original = next((row for row in panel.outputs if data.frame.at[row, "attention"] == ORIGINAL), None)
             if original is not None:
                 label = f"{group_label(panel.group, GROUP)}, {panel.image}"
-                figures.append((label, self._figure(self._pictures(data, panel, original), label)))
+                pictures = self._pictures(data, panel, original)
+                figures.append((label, draw_pictures(pictures, label, self.crop, self.columns)))
         return figures
 
     def _pictures(self, data: ReportData, panel: Panel, original: int) -> list[Picture]:
-        target = _image(panel.output(original))
-        pictures = [("input", panel.input()), ("clean", panel.clean())]
-        shown = [Picture(title, _image(image)) for title, image in pictures if image is not None]
-        shown.append(Picture(f"original\n({ORIGINAL})", target))
-        for row in self._choose(data.frame.loc[[row for row in panel.outputs if row != original]]):
-            image = _image(panel.output(row))
-            error = np.abs(image - target).mean(axis=-1) * LEVELS
-            shown.append(Picture(self._title(data, row), image, error))
-        return shown
+        target = panel.output(original)
+        pictures = [("input", panel.input()), ("clean", panel.clean()), (f"original\n({ORIGINAL})", target)]
+        rows = self._choose(data.frame.loc[[row for row in panel.outputs if row != original]])
+        shown = [Picture.of(title, image) for title, image in pictures if image is not None]
+        return shown + [Picture.of(self._title(data, row), panel.output(row), target) for row in rows]
 
     def _choose(self, rows: pd.DataFrame) -> list[int]:
         """The floor first, then all variants where they are few, else the best and the cheapest of each attention."""
@@ -117,31 +121,37 @@ class VisualPanel(Figure):
         lines = [name, *settings.removesuffix(")").split(", ")] if settings else [name]
         return "\n".join(lines) + ("" if pd.isna(value) else f"\n({number(value, 1)}{unit})")
 
-    def _figure(self, pictures: list[Picture], label: str) -> Drawing:
-        height, width = pictures[0].image.shape[:2]
-        sheet = _Sheet(len(pictures), min(self.columns, len(pictures)), height / width)
-        place = self._place(pictures, height, width)
-        errors = [picture.error for picture in pictures if picture.error is not None]
-        scale = PowerNorm(0.5, 0, max((float(np.quantile(e, 0.999)) for e in errors), default=1.0) or 1.0)
-        maps = [shown for n, picture in enumerate(pictures) if (shown := _draw(picture, sheet, n, place, scale))]
-        if maps:
-            bar = sheet.figure.colorbar(maps[0], cax=sheet.bar(), extend="max")
-            bar.set_label("difference (8-bit steps)", fontsize=8)
-        head(sheet.figure, label, y=1 - 0.06 / sheet.height, va="top")
-        return sheet.figure
 
-    def _place(self, pictures: list[Picture], height: int, width: int) -> tuple[int, int, int]:
-        """Top, left and side of the square crop in which the variants differ most from the original."""
-        side = min(self.crop, height, width)
-        errors = [picture.error for picture in pictures if picture.error is not None]
-        if not errors:
-            return (height - side) // 2, (width - side) // 2, side
-        # Each map counts the same: the worst variant alone should not choose.
-        total = sum(error / max(float(error.mean()), 1e-9) for error in errors)
-        sums = np.pad(total, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-        boxes = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
-        top, left = np.unravel_index(int(boxes.argmax()), boxes.shape)
-        return int(top), int(left), side
+def draw_pictures(pictures: list[Picture], label: str, crop: int, columns: int) -> Drawing:
+    """The figure of images of one size: each whole, the marked crop of it, and its error map where it has one.
+
+    Args:
+        crop: side of the crop in pixels; it lies where the errors are largest.
+        columns: images beside each other.
+    """
+    height, width = pictures[0].image.shape[:2]
+    sheet = _Sheet(len(pictures), min(columns, len(pictures)), height / width)
+    errors = [picture.error for picture in pictures if picture.error is not None]
+    place = _place(errors, height, width, min(crop, height, width))
+    scale = PowerNorm(0.5, 0, max((float(np.quantile(e, 0.999)) for e in errors), default=1.0) or 1.0)
+    maps = [shown for n, picture in enumerate(pictures) if (shown := _draw(picture, sheet, n, place, scale))]
+    if maps:
+        bar = sheet.figure.colorbar(maps[0], cax=sheet.bar(), extend="max")
+        bar.set_label("difference (8-bit steps)", fontsize=8)
+    head(sheet.figure, label, y=1 - 0.06 / sheet.height, va="top")
+    return sheet.figure
+
+
+def _place(errors: list[np.ndarray], height: int, width: int, side: int) -> tuple[int, int, int]:
+    """Top, left and side of the square crop in which the variants differ most from the original."""
+    if not errors:
+        return (height - side) // 2, (width - side) // 2, side
+    # Each map counts the same: the worst variant alone should not choose.
+    total = sum(error / max(float(error.mean()), 1e-9) for error in errors)
+    sums = np.pad(total, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    boxes = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    top, left = np.unravel_index(int(boxes.argmax()), boxes.shape)
+    return int(top), int(left), side
 
 class _Sheet:
     """Places of the axes: bands of columns, each column a title, the whole image, the crop and the error map.

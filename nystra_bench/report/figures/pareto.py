@@ -45,6 +45,7 @@ class Pareto(Figure):
     """
 
     place = 1
+    made_of = ("latency", "quality")
 
     def __init__(self, title: str, metrics: list[str], ceiling: float = 90.0, floor: float = 0.0):
         super().__init__(title)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -17,7 +19,7 @@ from nystra_bench.words import RELEASED
 
 FIGURE = ["enlarged", "device", "dtype"]
 PANEL = ["model", "window", "bias", "task", "task_parameters", "dataset"]
-KINDS = {"all": ("-", "every attention replaced"), "alone": ("--", "this layer's alone")}
+KINDS: dict[str, tuple[Any, str]] = {"all": ("-", "every attention replaced"), "alone": ("--", "this layer's alone")}
 """Which error: line and words."""
 
 
@@ -79,12 +81,15 @@ class Propagation(Figure):
         return figure
 
     def _panel(self, axes: Axes, data: ReportData, rows: list[int]) -> dict[str, Line2D]:
-        look, layers, handles, turns = looks(data), data.rows("propagation"), {}, {}
+        look, layers = looks(data), data.rows("propagation")
+        handles: dict[str, Line2D] = {}
+        turns: dict[str, int] = {}
         for row in rows:
             of_row = layers[layers["row"] == row].sort_values("depth")
             attention = data.frame.at[row, "attention"]
             turn = turns[attention] = turns.get(attention, -1) + 1  # settings of one method: other markers
-            dress = {"color": look[attention].colour, "marker": (look[attention].marker, "s", "^", "D")[turn % 4]}
+            marker = (look[attention].marker, "s", "^", "D")[turn % 4]
+            dress: dict[str, Any] = {"color": look[attention].colour, "marker": marker}
             for kind, (line, _) in KINDS.items():
                 shown = of_row[kind].where(np.isfinite(of_row[kind]) & (of_row[kind] > self.least))
                 drawn = axes.plot(of_row["depth"], shown, linestyle=line, markersize=3.5, **dress)[0]

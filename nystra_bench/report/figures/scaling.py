@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -104,7 +106,9 @@ class _Curves:
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
         """Draw each curve; gives the handles of the legend."""
-        look, turns, handles = looks(self.data), {}, {}
+        look = looks(self.data)
+        turns: dict[str, int] = {}
+        handles: dict[str, Line2D] = {}
         ends: dict[str, Line2D] = {}
         for row in dict.fromkeys(self.rows["row"]):
             points = self.visible[self.visible["row"] == row].sort_values("tokens")
@@ -114,7 +118,8 @@ class _Curves:
             turn = turns[attention] = turns.get(attention, -1) + 1
             colour = "#222222" if attention == ORIGINAL else look[attention].colour
             style = LINES[(REFERENCES.index(attention) if attention in REFERENCES else turn) % len(LINES)]
-            dress = {"marker": look[attention].marker, "linewidth": 2.2 if attention == ORIGINAL else 1.3}
+            width = 2.2 if attention == ORIGINAL else 1.3
+            dress: dict[str, Any] = {"marker": look[attention].marker, "linewidth": width}
             (line,) = axes.plot(points[self.x], points[self.y], color=colour, linestyle=style, markersize=3.5, **dress)
             handles[self._label(row)] = line
             self._spread(axes, points, colour, look[attention].marker)

@@ -28,13 +28,14 @@ def render(data: ReportData, tables: list[Part], figures: list[Part], config_yam
         inline=inline,
         overview=wording.overview(data),
         findings=wording.findings(data),
-        tables=tables,
-        figures=figures,
+        tables=[part for part in tables if part.applies],
+        figures=[part for part in figures if part.applies],
         noise=wording.noise_lines(data),
         problems=_problems(data),
         timing=wording.TIMING,
-        originals=wording.ORIGINALS,
+        originals=wording.originals(data),
         conventions=wording.conventions(data),
+        untrained=wording.untrained(data),
         environments=[json.dumps(environment, indent=1, ensure_ascii=False) for environment in data.environments],
         config=config_yaml,
     )
@@ -50,15 +51,11 @@ def sort_value(cell: TableCell) -> str:
 
 
 def _problems(data: ReportData) -> list[dict[str, Any]]:
-    """The planned measurements that are not simply done."""
-    troubled = data.cells[data.cells["status"] != "done"]
-    return [
-        {
-            "where": wording.short_label(data, data.frame.loc[cell.row]),
-            "what": wording.method_label(data, cell.row),
-            "measure": cell.measure,
-            "status": cell.status,
-            "reason": cell.reason or "no reason given",
-        }
-        for cell in troubled.itertuples()
-    ]
+    """The planned measurements that are not simply done; attentions that share all the rest stand together."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for cell in data.cells[data.cells["status"] != "done"].itertuples():
+        where = wording.short_label(data, data.frame.loc[cell.row])
+        shared = (where, cell.measure, cell.status, cell.reason or "no reason given")
+        found.setdefault(shared, []).append(wording.method_label(data, cell.row))
+    names = ("where", "measure", "status", "reason")
+    return [dict(zip(names, shared, strict=True)) | {"what": ", ".join(what)} for shared, what in found.items()]

@@ -30,6 +30,8 @@ _NUMBERS = [
 class BoundTable(Table):
     """Medians and maxima over layers, heads and windows, one row for each configuration with spectral errors."""
 
+    made_of = ("bound",)
+
     def nothing(self, data: ReportData) -> str | None:
         return "The sweep has no spectral errors (measure=bound)." if data.rows("bound").empty else None
 

@@ -8,7 +8,7 @@ from nystra_bench.instruments.statistics import ENOUGH, LEVEL
 from nystra_bench.report.base import Table
 from nystra_bench.report.columns import ReadableTable, readable_table
 from nystra_bench.report.frame import ReportData
-from nystra_bench.report.wording import ORIGINALS, conventions, noise_lines
+from nystra_bench.report.wording import conventions, kept, noise_lines, originals, untrained
 from nystra_bench.words import IDENTITY, LAST, OUTCOME
 
 
@@ -44,5 +44,7 @@ class MainTable(Table):
             f"Speed-ups with a {100 * LEVEL:g} % interval (of fewer than {ENOUGH} rounds the range, whose level is "
             "told with the noise floor); ≈1 where it contains 1; not shown without a deviation."
         )
-        found = {"Noise floor (A/A)": noise_lines(data), "Metrics": conventions(data)}
-        return [speed, *(f"{what}: {' '.join(lines)}" for what, lines in found.items() if lines), ORIGINALS]
+        noise = noise_lines(data)
+        found = {"Noise floor (A/A)": noise, "Metrics": conventions(data)}
+        listed = [f"{what}: {' '.join(lines)}" for what, lines in found.items() if lines]
+        return [*([speed] if noise else []), *listed, *kept(data), *untrained(data), *filter(None, [originals(data)])]

@@ -35,6 +35,8 @@ class _OfContests(Table):
         ceiling: deviations in dB above are the same but for rounding.
     """
 
+    made_of = ("quality",)
+
     def __init__(self, title: str, columns: list[str], stem: str | None = None, least: int = 3, ceiling: float = 90.0):
         super().__init__(title, columns, stem)
         self.least, self.ceiling = int(least), float(ceiling)

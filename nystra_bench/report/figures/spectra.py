@@ -1,0 +1,66 @@
+"""The spectra of all models side by side: how far each is from being of low rank."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+
+from nystra_bench.report.base import Figure
+from nystra_bench.report.figures.spectrum import READING, draw_exact, dress_axes, first_values, spectra
+from nystra_bench.report.frame import ReportData
+from nystra_bench.report.plotting import PALETTE, head, new_figure
+from nystra_bench.report.wording import group_label, groups
+from nystra_bench.words import ORIGINAL
+
+FIGURE = ["device", "dtype"]
+
+
+class Spectra(Figure):
+    """Axes for each model, a line with its quartiles for each window and bias of exact attention.
+
+    Args:
+        columns: axes beside each other.
+    """
+
+    place = 3
+
+    def __init__(self, title: str, columns: int = 4):
+        super().__init__(title)
+        self.columns = columns
+
+    def caption(self, data: ReportData) -> str:
+        return f"{READING.replace('Black and bold is exact', 'All lines are of exact')} {first_values(data)}"
+
+    def nothing(self, data: ReportData) -> str:
+        return "The sweep has no spectra of exact attention (measure=spectrum)."
+
+    def draw(self, data: ReportData) -> list[tuple[str, Drawing]]:
+        measured = spectra(data)
+        exact = data.frame.loc[[row for row in measured if data.frame.at[row, "attention"] == ORIGINAL]]
+        return [
+            (group_label(group, FIGURE), self._figure(group, rows, measured)) for group, rows in groups(exact, FIGURE)
+        ]
+
+    def _figure(self, group: dict, rows: pd.DataFrame, measured: dict) -> Drawing:
+        panels = list(groups(rows, ["model"]))
+        across = min(self.columns, len(panels))
+        down = -(-len(panels) // across)
+        figure = new_figure(max(4.8, 3.0 * across + 0.6), 2.9 * down + 0.6)
+        grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+        for axes, (where, members) in zip(grid, panels, strict=False):
+            self._lines(axes, members, measured)
+            axes.set_title(str(where["model"]), loc="left")
+        dress_axes(grid[: len(panels)], across)
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        head(figure, f"Exact attention, {group_label(group, FIGURE)}")
+        return figure
+
+    def _lines(self, axes: Axes, rows: pd.DataFrame, measured: dict) -> None:
+        """One line for each setting of the model, named by its tokens and what else differs."""
+        differing = [name for name in ("bias", "task", "dataset") if rows[name].nunique(dropna=False) > 1]
+        for n, (row, record) in enumerate(rows.iterrows()):
+            line = draw_exact(axes, measured[row], PALETTE[n % len(PALETTE)])
+            line.set_label(", ".join(filter(None, [f"N = {measured[row].tokens}", group_label(record, differing)])))
+        axes.legend(loc="lower left", fontsize=7.5)
