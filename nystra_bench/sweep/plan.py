@@ -18,6 +18,10 @@ from nystra_bench.sweep.grid import AVAILABLE, Combination, Option, Overrides
 from nystra_bench.sweep.inspection import use
 
 
+FEW = 3
+"""So many sizes of windows a table names one by one."""
+
+
 @dataclass(frozen=True)
 class Run:
     """The settings of a run that decide numbers beside the axes.
@@ -149,9 +153,10 @@ class Planner:
             about = self._about("models", c.model)
             kept = {k: about.get(k) for k in ("weights", "version", "native_window")}
             kept |= {k: about[k] for k in ("untrained", "settings") if about.get(k)}
-            content["model"] = {"name": _model_name(c.model, self.catalogue), **kept}
+            name = _model_name(c.model, about.get("settings", {}), self.catalogue)
+            content["model"] = {"name": name, **kept}
         if c.window_size:
-            content["window"] = window
+            content["window"] = window if isinstance(window, int) else self._in_words(c, window)
         if c.position_bias:
             content["position_bias"] = c.position_bias
         if c.task:
@@ -162,6 +167,11 @@ class Planner:
             kept = {k: self._about("attentions", c.attention)[k] for k in ("version", "params")}
             content["attention"] = {"name": c.attention.name, **kept}
         return content
+
+    def _in_words(self, c: Combination, window: str | None) -> str | None:
+        """The windows that the images are really cut into, where they are few; else what the model calls them."""
+        sizes = self._sides(c, self._about("models", c.model))
+        return ", ".join(map(size_text, sizes)) if 0 < len(sizes) <= FEW else window
 
     def _about(self, kind: str, option: Option | None) -> Any:
         """What is known of an option; None where the combination has none."""
@@ -202,11 +212,11 @@ def _tile_parameters(tiling: Mapping[str, int] | None) -> dict:
     return {"tile": tiling["tile"], "tile_overlap": tiling["overlap"]} if tiling else {}
 
 
-def _model_name(model: Option, catalogue: Catalogue) -> str:
+def _model_name(model: Option, settings: Mapping[str, object], catalogue: Catalogue) -> str:
     """What tables call a model: its option, or the file where the user gave other weights than the option's."""
-    if model.config["weights"] == catalogue.option("model", model.name)["weights"]:
-        return model.name
-    return Path(str(model.config["weights"])).stem
+    given = model.config["weights"] != catalogue.option("model", model.name)["weights"]
+    name = Path(str(model.config["weights"])).stem if given else model.name
+    return " ".join([name, *(f"{setting}={value}" for setting, value in settings.items())])
 
 
 def _check_model_fits(c: Combination, model: dict, task: dict) -> None:
