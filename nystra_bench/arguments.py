@@ -6,6 +6,7 @@ values follow Hydra's grammar of overrides.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -203,26 +204,34 @@ def _some(word: str, values: list) -> list:
 # --------------------------------------------------------------------------- values that may be text
 
 
-def _values(word: str, written: str, is_text: Callable[[], bool]) -> list:
-    """Values of a parameter. What is a number as it is written needs no look at what the option takes."""
-    values, problem = [], None
-    try:
-        values = _by_grammar(word)
-    except UserError as error:
-        problem = error
-    is_mapping = any(isinstance(value, dict) for value in values)
-    if problem is None and (is_mapping or _written(values) == _without_brackets(written).replace(" ", "")):
-        return _some(word, values)
-    if is_text():
-        return _some(word, _texts(word, written))
-    if problem is not None:
-        raise problem
-    return _some(word, values)
+def _values(word: str, written: str, is_text: Callable[[bool], bool | None]) -> list:
+    """Values of a parameter, as text where it is one.
+
+    Args:
+        is_text: tells whether it is; without imports, for False, perhaps None. A number that is written as Python
+            writes it, or a mapping, is worth no import.
+    """
+    known = is_text(False)
+    if not known:
+        try:
+            values = _by_grammar(word)
+        except UserError:
+            if known is False or not is_text(True):
+                raise
+        else:
+            is_plain = any(isinstance(v, dict) for v in values) or _written(values) == _without_blanks(written)
+            if known is False or is_plain or not is_text(True):
+                return _some(word, values)
+    return _some(word, _texts(word, written))
+
+
+def _without_blanks(written: str) -> str:
+    return _without_brackets(written).replace(" ", "")
 
 
 def _written(values: list) -> str | None:
     """Whole and decimal numbers, and null, as they are written; None where there may be text."""
-    if all(value is None or type(value) in (int, float) for value in values):
+    if all(value is None or (type(value) in (int, float) and math.isfinite(value)) for value in values):
         return ",".join("null" if value is None else str(value) for value in values)
     return None
 

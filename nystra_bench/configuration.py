@@ -160,9 +160,12 @@ def _kinds(hint: Any) -> tuple:
     return typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
 
 
-def takes_text(catalogue: Catalogue, choice: str, parameter: str) -> bool:
+def takes_text(catalogue: Catalogue, choice: str, parameter: str, look: bool = True) -> bool | None:
     """Whether a parameter of a choice's options is text: by its value in their files, and where that is null by the
     annotation of what they name.
+
+    Args:
+        look: whether to import that; where not, an open question is answered by None.
     """
     options = []
     for name in catalogue.names(choice):
@@ -172,5 +175,7 @@ def takes_text(catalogue: Catalogue, choice: str, parameter: str) -> bool:
     values = [option[parameter] for option in having if option[parameter] is not None]
     if values:
         return any(isinstance(value, str) for value in values)
+    if having and not look:
+        return None
     targets = dict.fromkeys(option["_target_"] for option in having if isinstance(option.get("_target_"), str))
     return any({str, Path} & {*_kinds(_hints(locate(target)).get(parameter))} for target in targets)

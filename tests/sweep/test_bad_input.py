@@ -166,13 +166,13 @@ def test_a_checkpoint_of_another_architecture(refused, tmp_path):
 
 
 def png_of_16_bits(file):
-    """8 x 8, RGB: Pillow cannot write one, and reads one as if it had 8 bits."""
+    """24 x 24, RGB: Pillow cannot write one, and reads one as if it had 8 bits."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + bytes(48) for _ in range(8)))
+    header = struct.pack(">IIBBBBB", 24, 24, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + bytes(144) for _ in range(24)))
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 

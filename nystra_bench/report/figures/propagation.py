@@ -63,7 +63,7 @@ class Propagation(Figure):
         panels = list(groups(rows, PANEL))
         across = min(self.columns, len(panels))
         down = -(-len(panels) // across)
-        width = max(5.0, 3.5 * across)
+        width = max(5.0, 3.9 * across)
         figure = new_figure(width, 2.7 * down + 1.0)
         grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
         handles: dict[str, Line2D] = {}
