@@ -48,7 +48,7 @@ class MergedAttention(Attention):
 
     def _destinations(self, window: Window, device: torch.device) -> Tensor:
         """Token at the centre of each cell of the grid, (m,) int64."""
-        rows, columns = landmark_grid(self.landmarks)
+        rows, columns = landmark_grid(self.landmarks, window.height, window.width)
         y = (2 * torch.arange(rows, device=device) + 1) * window.height // (2 * rows)
         x = (2 * torch.arange(columns, device=device) + 1) * window.width // (2 * columns)
         return (y[:, None] * window.width + x).flatten()

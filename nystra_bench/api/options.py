@@ -16,6 +16,7 @@ from nystra_bench.configuration import Catalogue, configs_folder, instantiate
 from nystra_bench.errors import UserError, did_you_mean
 from nystra_bench.models import load_model, named_attention_sites
 from nystra_bench.models.checkpoints import resolve
+from nystra_bench.models.sites import adapters
 from nystra_bench.tasks.base import Task
 
 __all__ = ["load_model"]
@@ -115,13 +116,15 @@ def load_task(name: str, **parameters: Any) -> Task:
 def plug(model: nn.Module, attention: str | Attention) -> nn.Module:
     """Replace every attention of a model, in place, by this one; returns the model.
 
+    The model is one of ``load_model``, or one that spandrel loaded whose architecture has an adapter.
+
     Raises:
         UserError: the attention is unknown or refuses the model's windows, or the model has no attention to replace.
 
     >>> model = plug(load_model("swinir_denoise_w8"), "nystra(landmarks=8)")
     >>> model = unplug(model)
     """
-    check_sites(model)
+    check_sites(model, adapted_too=True)
     try:
         return models.plug(model, attention_of(attention))
     except ValueError as error:
@@ -134,7 +137,7 @@ def unplug(model: nn.Module) -> nn.Module:
     Raises:
         UserError: the model has no attention to replace.
     """
-    check_sites(model)
+    check_sites(model, adapted_too=True)
     return models.unplug(model)
 
 
@@ -184,18 +187,21 @@ def named(attentions: Attentions, known: Mapping[str, Attention] | None = None) 
     return found
 
 
-def check_sites(model: object) -> None:
-    """Hold a model to one whose attention can be replaced.
+def check_sites(model: object, adapted_too: bool = False) -> None:
+    """Hold a model to one whose attention can be replaced; with ``adapted_too`` to one that can be adapted, too.
 
     Raises:
         UserError: it is none.
     """
     if isinstance(model, nn.Module) and named_attention_sites(model):
         return
+    known = sorted(adapters()) if adapted_too else []
+    if type(getattr(model, "model", model)).__name__ in known:
+        return
     what = "has no attention that can be replaced" if isinstance(model, nn.Module) else "is no model"
     raise UserError(
-        f"model={type(model).__name__} {what}: accepted are models of load_model(NAME) and of other code whose "
-        "attentions are nystra_bench.models.windows.WindowAttention"
+        f"model={type(model).__name__} {what}: accepted are models of load_model(NAME), {''.join(f'{n}, ' for n in known)}"
+        "and models of other code whose attentions are nystra_bench.models.windows.WindowAttention"
     )
 
 

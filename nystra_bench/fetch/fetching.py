@@ -18,6 +18,7 @@ import pooch
 from filelock import FileLock, Timeout
 
 from nystra_bench.errors import UserError
+from nystra_bench.fetch import packages
 from nystra_bench.fetch.archives import unpack
 from nystra_bench.fetch.catalogue import Download, Item, cache_folder
 from nystra_bench.fetch.transfer import Resuming
@@ -119,6 +120,9 @@ def _get(download: Download, source: Path | None, recorded: dict, say: Say) -> N
 def _receive(item: Item, path: Path) -> str:
     """Download to ``path``; the partial file lies beside the target, or in the staged folder of several files."""
     assert item.url is not None, "where there is no address the user gives the file"
+    if item.url.startswith(packages.SCHEME):
+        packages.receive(item.url, item.package_sha256, path)
+        return item.url
     part = path.with_name(f"{path.name.removeprefix('.new-')}.part")
     verified = item.sha256 is not None or item.sha256_prefix is not None
     # No known_hash: all that is known of the file is checked in one place, for files given by the user, too.

@@ -65,7 +65,8 @@ class MemoryGuard:
         return True
 
     def bytes_per_pixel(self, model: WindowedModel) -> float:
-        side = max(PROBE, 2 * model.window_size)
+        window = model.window_size  # in words where it is no square
+        side = max(PROBE, 2 * window if isinstance(window, int) else 0)
         probe = torch.rand(1, self.channels, side, side, device=self.device, dtype=self.dtype)
         peak, _ = memory.peak_memory(lambda: self.forward(model, probe), self.device)
         return 1e6 * peak / side**2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -80,12 +81,16 @@ def time_attention(
     session = _Session(shape, mode, device, dtype, timing or TIMING, budget_s, seed, logit_std)
     curves = [_Curve(name, attention.at_layer(name).to(device).eval()) for name, attention in attentions.items()]
     sides = sides_of(sizes, mode)
-    for done, side in enumerate(sides):
-        if progress:
-            progress(done, len(sides))
-        if not done:
-            session.try_on_small(curves, side)
-        session.measure(curves, side)
+    gc.freeze()  # garbage is collected before each round and peak: what is there now need not be looked through
+    try:
+        for done, side in enumerate(sides):
+            if progress:
+                progress(done, len(sides))
+            if not done:
+                session.try_on_small(curves, side)
+            session.measure(curves, side)
+    finally:
+        gc.unfreeze()
     return [record for curve in curves for record in curve.records]
 
 

@@ -81,7 +81,7 @@ class Scaling(Measurement):
     ):
         self.shape, self.mode, self.sizes = shape_of(shape), mode, sizes
         sides_of(sizes, mode)
-        for name, value, least in (("logit_std", logit_std, 0), ("call_s", call_s, 0), ("rounds", rounds, 2)):
+        for name, value, least in (("logit_std", logit_std, 0), ("call_s", call_s, 0), ("rounds", rounds, 1)):
             if not value > least:
                 raise UserError(f"measure.{name}={value} is out of range: accepted are numbers above {least}")
         self.logit_std, self.call_s = float(logit_std), float(call_s)
@@ -110,7 +110,7 @@ class Scaling(Measurement):
         fitting = [job for job in jobs if self._stands_alone(bench, job)]
 
         def progress(done: int, of: int) -> None:
-            bench.tell_start(fitting, silent_s=len(fitting) * (10 * self.call_s + 2 * self.timing["budget_s"]))
+            bench.tell_start(fitting, silent_s=2 * len(fitting) * self.call_s + self.timing["budget_s"])
 
         records = time_attention(
             {job.cell.key: job.attention for job in fitting},

@@ -42,7 +42,7 @@ class ReadableTable:
 
 _KNOWN = [
     Column("model", "model", "The restoration model, by the name of its configuration."),
-    Column("window", "window (tokens)", "Side of the attention window.", 0),
+    Column("window", "window (tokens)", "Side of the attention window, or height×width.", 0),
     Column("bias", "bias", "Position bias: native (window as released), interpolate (other window, bias table "
            "stretched, shift mask kept) or drop (bias and shift mask left out)."),
     Column("task", "task", "The restoration task."),

@@ -106,6 +106,15 @@ def noise_lines(data: ReportData) -> list[str]:
     return [noise(data, session) for session in data.sessions] or ["No timing session: the noise floor is unknown."]
 
 
+def kept(data: ReportData) -> list[str]:
+    """One sentence for each model that has attentions which are not replaced."""
+    said = {}
+    for model, kinds in zip(data.frame["model"], data.details["kept"], strict=True):
+        if isinstance(kinds, dict) and kinds:
+            said[model] = "; ".join(f"{count} × {kind}" for kind, count in kinds.items())
+    return [f"In {model} these attentions stay as they are: {kinds}." for model, kinds in said.items()]
+
+
 def untrained(data: ReportData) -> list[str]:
     """One sentence on the models whose weights are random; none where all are trained."""
     models = [content["model"] for content in data.contents if "model" in content]

@@ -12,9 +12,14 @@ from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError
 from nystra_bench.instruments.sources import combined
 from nystra_bench.measure.base import Circumstances
+from nystra_bench.sizes import Size, size_text
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.grid import AVAILABLE, Combination, Option, Overrides
 from nystra_bench.sweep.inspection import use
+
+
+FEW = 3
+"""So many sizes of windows a table names one by one."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +49,22 @@ class Planned:
     """A cell of a sweep with the configuration that makes it.
 
     Attributes:
-        window: side of the windows in tokens; None where the cell has no model.
+        window: side of the windows in tokens, or in words where a model's own are no squares (``8×32``); None where the
+            cell has no model.
         uses: what the attention makes of position bias and shift mask (``Attention.uses``), and whether it is
-            ``exact``.
+            ``exact``; which attentions of the model are ``kept`` as they are, and how many.
         reason: why the cell is skipped, if it is.
         parts: what its value is put together from (``Measurement.parts``).
+        unfit: whether it is the measurement that refuses.
     """
 
     cell: Cell
     combination: Combination
-    window: int | None
+    window: int | str | None
     uses: dict[str, str | bool]
     reason: str | None
     parts: dict[str, dict]
+    unfit: bool = False
 
     @property
     def status(self) -> str:
@@ -125,11 +133,18 @@ class Planner:
         known = self._circumstances(machine, attention, model)
         content = {"measure": self._measure(c), **self._content(c, window)}
         content |= {"device": c.device.name, "dtype": c.dtype, "settings": self._settings(c, machine, known)}
-        reason = _untrained(c, model) or _refusal(self._sides(c, model), window, attention, machine, model, task)
-        if model and not reason:
-            reason = c.measurement.refuses(model["layers"], [tuple(size) for size in task["sizes"]] if task else [])
-        uses = attention["uses"] if attention else {}
-        return Planned(Cell.of(content), c, window, uses, reason, c.measurement.parts(known))
+        refused = _untrained(c, model) or _own_windows(c, model, window)
+        reason = refused or _refusal(self._sides(c, model), window, attention, machine, model, task)
+        unfit = self._unfit(c, model, task) if model and not reason else None
+        uses = dict(attention["uses"]) if attention else {}
+        uses |= {"kept": model["kept"]} if model and model.get("kept") else {}
+        return Planned(Cell.of(content), c, window, uses, reason or unfit, c.measurement.parts(known), bool(unfit))
+
+    @staticmethod
+    def _unfit(c: Combination, model: dict, task: dict | None) -> str | None:
+        """Why the measurement cannot be taken of this model and these images."""
+        sizes = [(height, width) for height, width in task["sizes"]] if task else []
+        return c.measurement.refuses(model["layers"], sizes)
 
     def _content(self, c: Combination, window: int | None) -> dict:
         """What is measured: model, window, bias, task and attention, each where the measurement needs it."""
@@ -138,9 +153,10 @@ class Planner:
             about = self._about("models", c.model)
             kept = {k: about.get(k) for k in ("weights", "version", "native_window")}
             kept |= {k: about[k] for k in ("untrained", "settings") if about.get(k)}
-            content["model"] = {"name": _model_name(c.model, self.catalogue), **kept}
+            name = _model_name(c.model, about.get("settings", {}), self.catalogue)
+            content["model"] = {"name": name, **kept}
         if c.window_size:
-            content["window"] = window
+            content["window"] = window if isinstance(window, int) else self._in_words(c, window)
         if c.position_bias:
             content["position_bias"] = c.position_bias
         if c.task:
@@ -151,6 +167,11 @@ class Planner:
             kept = {k: self._about("attentions", c.attention)[k] for k in ("version", "params")}
             content["attention"] = {"name": c.attention.name, **kept}
         return content
+
+    def _in_words(self, c: Combination, window: str | None) -> str | None:
+        """The windows that the images are really cut into, where they are few; else what the model calls them."""
+        sizes = self._sides(c, self._about("models", c.model))
+        return ", ".join(map(size_text, sizes)) if 0 < len(sizes) <= FEW else window
 
     def _about(self, kind: str, option: Option | None) -> Any:
         """What is known of an option; None where the combination has none."""
@@ -183,7 +204,7 @@ class Planner:
         return c.measurement.settings(known) | ({"tf32": True} if tf32 else {})
 
     @staticmethod
-    def _sides(c: Combination, model: dict | None) -> list[int]:
+    def _sides(c: Combination, model: dict | None) -> list[Size]:
         return model["windows"][use(c.task.text if c.task else None, c.window_size)] if model else []
 
 
@@ -191,11 +212,11 @@ def _tile_parameters(tiling: Mapping[str, int] | None) -> dict:
     return {"tile": tiling["tile"], "tile_overlap": tiling["overlap"]} if tiling else {}
 
 
-def _model_name(model: Option, catalogue: Catalogue) -> str:
+def _model_name(model: Option, settings: Mapping[str, object], catalogue: Catalogue) -> str:
     """What tables call a model: its option, or the file where the user gave other weights than the option's."""
-    if model.config["weights"] == catalogue.option("model", model.name)["weights"]:
-        return model.name
-    return Path(str(model.config["weights"])).stem
+    given = model.config["weights"] != catalogue.option("model", model.name)["weights"]
+    name = Path(str(model.config["weights"])).stem if given else model.name
+    return " ".join([name, *(f"{setting}={value}" for setting, value in settings.items())])
 
 
 def _check_model_fits(c: Combination, model: dict, task: dict) -> None:
@@ -208,6 +229,13 @@ def _check_model_fits(c: Combination, model: dict, task: dict) -> None:
             )
 
 
+def _own_windows(c: Combination, model: dict | None, window: int | str | None) -> str | None:
+    """Why a model that works in its own windows alone is not run in others."""
+    if not model or model.get("resizable", True) or window == model["native_window"]:
+        return None
+    return f"{c.model.name} works in its own windows alone ({model['native_window']}), not in window_size={window}"
+
+
 def _untrained(c: Combination, model: dict | None) -> str | None:
     """Why a measurement that looks at what a model does is not taken of one with random weights."""
     if not model or not model.get("untrained") or not c.measurement.trained:
@@ -217,8 +245,8 @@ def _untrained(c: Combination, model: dict | None) -> str | None:
 
 
 def _refusal(
-    sides: list[int],
-    window: int | None,
+    sides: list[Size],
+    window: int | str | None,
     attention: dict | None,
     machine: dict,
     model: dict | None,
@@ -228,9 +256,9 @@ def _refusal(
     lacking = [about["refusal"] for about in (model, task) if about and about["refusal"]]
     if lacking:
         return "; ".join(lacking)
-    if task and window and window > task["largest_side"]:
+    if task and isinstance(window, int) and window > task["largest_side"]:
         return f"window_size={window} exceeds the images, whose largest side is {task['largest_side']} pixels"
-    refused = [reason for side in sides if attention and (reason := attention["refusals"][str(side)])]
+    refused = [reason for side in sides if attention and (reason := attention["refusals"][size_text(side)])]
     return machine["refusal"] or next(iter(refused), None)
 
 
@@ -249,7 +277,10 @@ def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> N
         if not with_it:
             raise UserError(f"{given} is used by no cell: accepted beside it are position_bias=interpolate and drop")
         if all(p.reason for p in with_it):
-            reason = str(max(with_it, key=lambda p: p.window or 0).reason)
+            nearest = max(with_it, key=lambda p: p.window if isinstance(p.window, int) else 0)
+            reason = str(nearest.reason)
+            if all(p.unfit for p in with_it):
+                raise UserError(f"measure={nearest.cell.measure}: {reason}")
             tail = "" if "accepted" in reason else f"; accepted are {accepted}"
             raise UserError(f"{given} does not fit: {reason}{tail}")
 

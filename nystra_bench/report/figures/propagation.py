@@ -63,7 +63,8 @@ class Propagation(Figure):
         panels = list(groups(rows, PANEL))
         across = min(self.columns, len(panels))
         down = -(-len(panels) // across)
-        figure = new_figure(max(5.0, 3.5 * across), 2.7 * down + 1.0)
+        width = max(5.0, 3.9 * across)
+        figure = new_figure(width, 2.7 * down + 1.0)
         grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
         handles: dict[str, Line2D] = {}
         for axes, (where, members) in zip(grid, panels, strict=False):
@@ -76,7 +77,7 @@ class Propagation(Figure):
             axes.set_ylabel("relative error of features")
         handles |= {words: Line2D([], [], color=GREY, linestyle=line) for line, words in KINDS.values()}
         head(figure, f"Errors layer by layer: {group_label(group, FIGURE)}")
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=int(width / 2.4))
         return figure
 
     def _panel(self, axes: Axes, data: ReportData, rows: list[int]) -> dict[str, Line2D]:
