@@ -63,7 +63,7 @@ def side(model: nn.Module) -> int:
     return model.window_size if isinstance(model.window_size, int) else USUAL
 
 
-def other_windows(model: nn.Module) -> int:
+def other_windows(model: WindowedModel) -> int:
     """A larger window, where the model takes one."""
     if not model.resizable:
         pytest.skip("the model works in its own windows alone")

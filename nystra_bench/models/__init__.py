@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
-
 from nystra_bench.attention.base import Attention
 from nystra_bench.configuration import BIAS_MODES, Catalogue, configs_folder, instantiate
 from nystra_bench.errors import UserError, unknown
 from nystra_bench.models.sites import adapt, is_adapted, module_of, release
 from nystra_bench.models.windows import (
+    Model,
     WindowedModel,
     attention_sites,
     calibrate,
@@ -37,7 +36,7 @@ __all__ = [
 ]
 
 
-def plug(model: nn.Module, attention: Attention) -> nn.Module:
+def plug(model: Model, attention: Attention) -> Model:
     """Replace every attention of a model, in place, by this one; returns the model.
 
     Args:
@@ -53,7 +52,7 @@ def plug(model: nn.Module, attention: Attention) -> nn.Module:
     return model
 
 
-def unplug(model: nn.Module) -> nn.Module:
+def unplug(model: Model) -> Model:
     """Give a model its exact attention back, in place; returns the model. One of spandrel is then as it was."""
     module = module_of(model)
     release(module) if is_adapted(module) else _unplug(module)

@@ -3,7 +3,8 @@
 Names and shapes of modules follow the released checkpoints, so that these load with ``strict=True``. The published code
 states no licence; this is written from its state dict, the paper and measured facts.
 
-An attention cuts all pixels, in raster order, into four strips of N = floor(H W / 4) tokens: a quarter of the image each.
+An attention cuts all pixels, in raster order, into four strips of N = floor(H W / 4) tokens: each a quarter of the
+image.
 Where 4 divides H a strip is a rectangle of H/4 rows, otherwise a flat one. The 0 to 3 pixels that are left over attend
 to one another; they are no window worth a replacement, and stay as they are.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +125,11 @@ class Coefficients(nn.Module):
 class InteractionBlock(nn.Module):
     """Two chains of wide blocks, a and b, that weight and add to one another."""
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> nn.Module:
+            """All parts are modules; most are added by name."""
+
     def __init__(self, dim: int):
         super().__init__()
         for name in ("srb1", "srb2", "srb3", "srb4", "rb1", "rb2"):
@@ -172,8 +179,10 @@ class StripAttention(WindowAttention):
         q = q * self.scale
         size = strip(height, width)
         cut = STRIPS * math.prod(size)
-        strips = [_cut(t[:, :, :cut]) for t in (q, k, v)] if cut else []
-        out = [_join(self.attend(*strips, None, size))] if cut else []
+        out = []
+        if cut:
+            q_cut, k_cut, v_cut = (_cut(t[:, :, :cut]) for t in (q, k, v))
+            out.append(_join(self.attend(q_cut, k_cut, v_cut, None, size)))
         if cut < height * width:
             q, k, v = (t[:, :, cut:] for t in (q, k, v))
             out.append((q @ k.mT).softmax(-1) @ v)
@@ -228,6 +237,7 @@ class MeanShift(nn.Conv2d):
     def __init__(self, sign: int):
         super().__init__(3, 3, 1)
         self.weight.data = torch.eye(3).view(3, 3, 1, 1)
+        assert self.bias is not None
         self.bias.data = sign * 255 * torch.tensor(RGB_MEAN)
 
 

@@ -145,7 +145,7 @@ def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources
         "refusal": None,
         "native_window": model.window_size,
         "resizable": getattr(model, "resizable", True),
-        "kept": model.kept() if hasattr(model, "kept") else {},
+        "kept": getattr(model, "kept", dict)(),
         **_weights(config, model),
         "version": model.version,
         "settings": dict(getattr(model, "settings", {})),

