@@ -15,7 +15,6 @@ from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.grid import AVAILABLE, Combination, Option, Overrides
 from nystra_bench.sweep.inspection import use
 
-
 FEW = 3
 """So many sizes of windows a table names one by one."""
 
