@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baselines.common import one_hot
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.landmarks import landmark_grid, refuses_landmarks
 from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.precision import at_least_float32
+
+from .common import one_hot
 
 
 class MergedAttention(Attention):

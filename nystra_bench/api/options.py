@@ -180,8 +180,8 @@ def named(attentions: Attentions, known: Mapping[str, Attention] | None = None) 
     for label, attention in pairs:
         if label in found:
             raise UserError(f"attentions: {label} is there twice: accepted is a mapping that gives each its name")
-        is_known = known is not None and isinstance(attention, str) and attention in known
-        found[label] = known[attention] if is_known else attention_of(attention)
+        is_known = isinstance(attention, str) and attention in (known or {})
+        found[label] = (known or {})[attention] if is_known else attention_of(attention)
     if not found:
         raise UserError(f"attentions is empty: {_ACCEPTED}, or several of them")
     return found
@@ -238,13 +238,16 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
         raise wrong
     try:
         call = ast.parse(f"_({match[2] or ''})", mode="eval").body
+        assert isinstance(call, ast.Call)  # as it is written above
         given = {word.arg: word.value for word in call.keywords}
-        values = {key: v.id if isinstance(v, ast.Name) else ast.literal_eval(v) for key, v in given.items()}
+        values: dict[Any, Any] = {
+            key: v.id if isinstance(v, ast.Name) else ast.literal_eval(v) for key, v in given.items()
+        }
     except (SyntaxError, ValueError, AttributeError) as error:
         raise wrong from error
     if call.args or None in values:
         raise wrong
-    return match[1], values
+    return str(match[1]), values
 
 
 def _has_weights(config: Mapping) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class SyntheticStore:
         self.store = Store(results / "store")
         self.cells: list[dict] = []
 
-    def cell(self, measure: str, attention: str, params: dict | None = None, **changes) -> Cell:
+    def cell(self, measure: str, attention: str, params: dict | None = None, /, **changes) -> Cell:
         """A planned cell; ``changes`` replace its fields, and None leaves one out."""
         content = {
             "measure": {"name": measure, "version": "1", "params": {}},
@@ -116,6 +117,23 @@ class SyntheticStore:
         error = {"mean_square_error": errors[-1][0] ** 2, "height": 48, "width": 64}
         self._save(cell, {"layers": layers, **error}, **about)
 
+    def spectrum(self, cell: Cell, records: list[dict]) -> None:
+        """``records``: the numbers of each layer and head (``spectrum_record``)."""
+        self._save(cell, {"images": [{"id": "image0", "height": 48, "width": 64, "records": records}]})
+
+    def maps(self, cell: Cell, values: np.ndarray, exact: np.ndarray, **changes) -> None:
+        """One map of an attention and the exact one, (height, width) in tokens of two pixels; the box starts at row 8,
+        column 16. ``changes`` replace what is told of it."""
+        height, width = values.shape
+        told = {"layer": "blocks.0", "head": 0, "query": [11, 19], "box": [8, 16, 2 * height, 2 * width]}
+        told |= {"outside": 0.0, "map_error": float(np.abs(values - exact).sum() / 2)} | changes
+
+        def attach(folder: Path) -> None:
+            image = np.linspace(0, 1, 48 * 64 * 3).reshape(48, 64, 3)
+            np.savez_compressed(folder / "maps.npz", image=image.astype(np.float16), map0=values, exact0=exact)
+
+        self._save(cell, {"image": "image0", "height": 48, "width": 64, "maps": [told]}, attach=attach)
+
     def _save(self, cell: Cell, value: dict, **about) -> None:
         defaults = {"status": "done", "reason": None, "seconds": 1.0, "session": "s1"}
         self.store.save(cell, value, **(defaults | {"environment": {"cpu": "toy & co"}} | about))
@@ -143,15 +161,13 @@ class SyntheticStore:
             noisy = clean + (0 if name == "exact" else 0.1) * rng.standard_normal(clean.shape)
             self.quality(quality, scores(psnr, deviation), noisy)
             self.picture(quality, clean + 0.2 * rng.standard_normal(clean.shape), clean)
-            unstable = {"status": "unstable", "reason": "spread 12 %"} if name == "identity" else {}
+            unstable: dict[str, Any] = {"status": "unstable", "reason": "spread 12 %"} if name == "identity" else {}
             self.latency(self.cell("latency", name, params), samples, COMPANIONS, **unstable)
             self.memory(self.cell("memory", name, params))
             if name == "nystra":
                 self.bound(self.cell("bound", name, params), {"matrix_error": [[0.1, 0.2], [0.3, 0.4]]})
-            self.propagation(self.cell("propagation", name, params), (0.1, 0.1), (0.3, 0.05))
-            for mode in ("window", "image"):
-                alone = self.alone("scaling", name, params, shape="swinir_m", mode=mode)
-                self.scaling(alone, {256: 1.0, 1024: 4.1, 4096: 16.5, 16384: 66.0}, "a call would take about 9 s")
+            self.spectrum(self.cell("spectrum", name, params), [spectrum_record(n, 0.8 + 0.05 * n) for n in range(3)])
+            self.maps(self.cell("maps", name, params), noisy[:4, :6, 0] / 24, clean[:4, :6, 0] / 24, outside=0.1)
         self.skip(self.cell("quality", "refuser"), "refuses <windows> | of 32")
         failing = self.cell("quality", "broken")
         self.store.fail(failing, "failed", "RuntimeError: no <b>luck</b>", "Traceback…")
@@ -171,16 +187,26 @@ def _size(tokens: int, about: dict) -> dict:
     return {"tokens": tokens, **same, **about}
 
 
+def spectrum_record(head: int = 0, decay: float = 0.8, tokens: int = 64, **changes) -> dict:
+    """A head of ``blocks.0`` whose singular values fall by a factor; ``changes`` replace what is told of it."""
+    values = [decay**n for n in range(min(tokens, 50))]
+    shares = np.cumsum(np.square(values)) / np.sum(np.square(values))
+    record = {"layer": "blocks.0", "head": head, "tokens": tokens, "singular_values": values}
+    record |= {f"energy_{n}": float(shares[min(n, tokens) - 1]) for n in (5, 10, 20)}
+    record |= {f"rank_{p}": float((shares < p / 100).sum() + 1) for p in (90, 95, 99)}
+    record |= {"effective_tokens": 12.5, "self_mass": 0.1, "logit_min": -9.0, "logit_max": 8.0, "logit_std": 2.5}
+    return record | {"matrix_mse": 1e-5, "spectral_error": 0.25} | changes
+
+
 # --------------------------------------------------------------------------- what reports are drawn from
 
 
 def unmeasured(store: SyntheticStore) -> None:
     """A planned sweep of which nothing is measured yet."""
-    for measure in ("quality", "latency", "memory", "bound", "propagation"):
+    for measure in ("quality", "latency", "memory", "bound", "spectrum", "maps"):
         store.cell(measure, "exact")
         store.cell(measure, "nystra", NYSTRA)
     store.skip(store.cell("quality", "refuser"), "refuses windows of 32")
-    store.alone("scaling", "exact", shape="swinir_m", mode="window")
 
 
 def not_finite(store: SyntheticStore) -> None:
@@ -204,8 +230,41 @@ def not_finite(store: SyntheticStore) -> None:
         store.latency(store.cell("latency", name, params, **about), [10.0, 10.0], {"exact": [10.0, 10.0]})
         store.memory(store.cell("memory", name, params, **about), nan, infinity, nan)
         store.bound(store.cell("bound", name, params, **about), {"matrix_error": [[number, 0.5]]})
-        store.propagation(store.cell("propagation", name, params, **about), (number, number), (0.5, number))
-        store.scaling(store.alone("scaling", name, params, shape="<&|_%$", mode="window"), {64: number, 256: 1.0})
+        record = spectrum_record()
+        broken = {key: number for key in record if key not in ("layer", "head", "tokens", "singular_values")}
+        values = [1.0, *[number] * 49]
+        store.spectrum(
+            store.cell("spectrum", name, params, **about),
+            [record, spectrum_record(1, singular_values=values, **broken)],
+        )
+        store.maps(store.cell("maps", name, params, **about), np.full((4, 6), number), np.full((4, 6), nan),
+                   outside=number, map_error=number)  # fmt: skip
+
+
+def without_models(store: SyntheticStore) -> None:
+    """Attentions alone, against the number of tokens: measured, ended, not finite, failed and missing."""
+    for mode, growth in (("window", 2.0), ("image", 1.0)):
+        for name, params in (("exact", {}), ("a<b>&|_%$", {}), ("nystra", NYSTRA), ("identity", {})):
+            times = {n: 1e-5 * n ** (growth if name == "exact" else 1.0) for n in (256, 1024, 4096, 16384)}
+            end = "a call would take about 9 s, more than 2 s" if name == "exact" else None
+            store.scaling(store.alone("scaling", name, params, shape="swinir_m", mode=mode), times, end)
+        bad = {256: float("inf"), 1024: float("nan"), 4096: 0.0}
+        store.scaling(store.alone("scaling", "bad", shape="6x30", mode=mode), bad, status="nonfinite", reason="NaN")
+    store.store.fail(store.alone("scaling", "broken", shape="global", mode="window"), "failed", "RuntimeError: no luck")
+    store.alone("scaling", "missing", shape="global", mode="window")
+
+
+def by_layer(store: SyntheticStore) -> None:
+    """Errors layer by layer: measured, none at all, not finite, and missing."""
+    infinity, nan = float("inf"), float("nan")
+    for bias in ("native", "interpolate"):
+        store.propagation(store.cell("propagation", "exact", position_bias=bias), (0.0, 0.0), (0.0, 0.0))
+        for landmarks in (8, 16):
+            cell = store.cell("propagation", "nystra", NYSTRA | {"landmarks": landmarks}, position_bias=bias)
+            store.propagation(cell, (0.1, 0.1), (0.3, 0.05), (1.2, 0.4))
+        cell = store.cell("propagation", "a<b>&|_%$", position_bias=bias)
+        store.propagation(cell, (0.1, 0.2), (infinity, nan), status="nonfinite", reason="NaN")
+    store.cell("propagation", "missing")
 
 
 CASES: dict[str, Callable[[SyntheticStore], None]] = {
@@ -213,5 +272,7 @@ CASES: dict[str, Callable[[SyntheticStore], None]] = {
     "empty": lambda store: None,
     "unmeasured": unmeasured,
     "not_finite": not_finite,
+    "without_models": without_models,
+    "by_layer": by_layer,
 }
 """What tables and figures have to bear, by name: fills an empty store."""

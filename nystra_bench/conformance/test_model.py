@@ -11,7 +11,7 @@ from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.conformance.references import relative_error
 from nystra_bench.models import load_configured
-from nystra_bench.models.windows import attention_sites, plug, unplug
+from nystra_bench.models.windows import WindowedModel, attention_sites, plug, unplug
 from nystra_bench.sizes import Size, plain
 
 MODES = ("interpolate", "drop")
@@ -43,7 +43,7 @@ def recorded(model: nn.Module, image: torch.Tensor) -> list:
     return recorder.calls
 
 
-def picture(model: nn.Module, height: int, width: int, count: int = 1) -> torch.Tensor:
+def picture(model: WindowedModel, height: int, width: int, count: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(height + width)
     return torch.rand(count, model.channels, height, width, generator=generator)
 
@@ -79,7 +79,7 @@ def image(model) -> torch.Tensor:
 def test_it_says_what_it_is(model):
     assert isinstance(model, nn.Module) and not any(module.training for module in model.modules())
     for number in (side(model), model.scale, model.channels):
-        assert type(number) is int and number >= 1
+        assert isinstance(number, int) and not isinstance(number, bool) and number >= 1
     assert isinstance(model.window_size, int) or not model.resizable
     assert isinstance(model.version, str) and model.version
     assert attention_sites(model), "no layer is derived from WindowAttention"

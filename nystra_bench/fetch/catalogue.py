@@ -92,8 +92,14 @@ class Download:
     def items(self) -> list[Item]:
         """The files to get."""
         if self.files is None:
-            return [Item(self.file, self.url, self.sha256, self.sha256_prefix, self.size, self.package_sha256)]
+            return [Item(self._only, self.url, self.sha256, self.sha256_prefix, self.size, self.package_sha256)]
         return [Item(file, self.url and self.url + file, sha256) for file, sha256 in self.files.items()]
+
+    @property
+    def _only(self) -> str:
+        """The name of the file, where there are not several."""
+        assert self.file is not None, "of a download without files it is checked"
+        return self.file
 
     @property
     def remedy(self) -> str:
@@ -107,10 +113,10 @@ class Download:
         if self.kind == "data":
             return cache_folder() / "data" / self.name
         if self.kind == "weights":
-            return cache_folder() / "weights" / self.file
+            return cache_folder() / "weights" / self._only
         import torch  # where PyTorch itself looks for what lpips and torch-fidelity ask it for
 
-        return Path(torch.hub.get_dir()) / "checkpoints" / self.file
+        return Path(torch.hub.get_dir()) / "checkpoints" / self._only
 
 
 def _check_path(file: str) -> None:
@@ -141,7 +147,8 @@ def find(name: str) -> Download:
     Raises:
         UserError: there is none, or its file is malformed.
     """
-    return replace(instantiate(_catalogue().option("download", name)), name=name)
+    found: Download = instantiate(_catalogue().option("download", name))
+    return replace(found, name=name)
 
 
 def cached(name: str) -> Path | None:

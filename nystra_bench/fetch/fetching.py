@@ -119,6 +119,7 @@ def _get(download: Download, source: Path | None, recorded: dict, say: Say) -> N
 
 def _receive(item: Item, path: Path) -> str:
     """Download to ``path``; the partial file lies beside the target, or in the staged folder of several files."""
+    assert item.url is not None, "where there is no address the user gives the file"
     if item.url.startswith(packages.SCHEME):
         packages.receive(item.url, item.package_sha256, path)
         return item.url
@@ -172,7 +173,8 @@ def _fault(download: Download, record: dict | None) -> str | None:
     """What is wrong with the files in place; None if nothing is."""
     if download.unpack and record is None:
         return "it was not put there by this command"
-    if download.unpack and download.sha256 not in (None, record["sources"].get(download.file, {}).get("sha256")):
+    sources = record["sources"] if record else {}
+    if download.unpack and download.sha256 not in (None, sources.get(download.file, {}).get("sha256")):
         return "it was unpacked from another archive"
     recorded = record["files"] if record else {}
     items = [Item(file) for file in recorded] if download.unpack else download.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def locate_query(cut: Cut, query: tuple[int, int], height: int, width: int) -> S
     rows, columns = (len(set(side.tolist())) for side in beside[numbers].T)
     top, left = here[numbers[0]].tolist()
     box = (top, left, rows * cut.stride, columns * cut.stride)
-    return Spot(tuple(query), window, token, box, numbers.view(rows, columns))
+    return Spot((query[0], query[1]), window, token, box, numbers.view(rows, columns))
 
 
 def attention_maps(
@@ -129,7 +130,7 @@ def attention_maps(
     return [m for name in methods for layer in layers for m in found[layer] if m.attention == name]
 
 
-def cuts_of(model: nn.Module, height: int, width: int) -> dict[str, Cut]:
+def cuts_of(model: Any, height: int, width: int) -> dict[str, Cut]:
     """Where the windows of each layer lie on an image of this size.
 
     Raises:

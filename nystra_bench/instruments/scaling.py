@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -80,12 +81,16 @@ def time_attention(
     session = _Session(shape, mode, device, dtype, timing or TIMING, budget_s, seed, logit_std)
     curves = [_Curve(name, attention.at_layer(name).to(device).eval()) for name, attention in attentions.items()]
     sides = sides_of(sizes, mode)
-    for done, side in enumerate(sides):
-        if progress:
-            progress(done, len(sides))
-        if not done:
-            session.try_on_small(curves, side)
-        session.measure(curves, side)
+    gc.freeze()  # garbage is collected before each round and peak: what is there now need not be looked through
+    try:
+        for done, side in enumerate(sides):
+            if progress:
+                progress(done, len(sides))
+            if not done:
+                session.try_on_small(curves, side)
+            session.measure(curves, side)
+    finally:
+        gc.unfreeze()
     return [record for curve in curves for record in curve.records]
 
 
@@ -126,6 +131,7 @@ class _Curve:
 
     def growth(self, size: _Size, shape: Shape) -> float:
         """How many times the work of the last size a size is: of its operations, and at least of its tokens."""
+        assert self.seen is not None, "asked for after a first call"
         before = self.seen.size
         tokens = size.windows * size.tokens / (before.windows * before.tokens)
         now, then = (self._operations(s, shape) for s in (size, before))
@@ -186,8 +192,9 @@ class _Session:
         """Time the attentions that can serve this size, and say why the others cannot."""
         size, entries, about = _Size.of(side, self._map(side)), {}, {}
         running = [curve for curve in curves if not curve.ended and not self._left_out(curve, size)]
-        tensors = self._tensors(size) if running else ()
+        tensors = self._tensors(size) if running else None
         for curve in running:
+            assert tensors is not None
             call = _Call(curve.attention, tensors, side)
             try:
                 curve.seen, about[curve.name] = self._probe(call, size)
@@ -206,10 +213,11 @@ class _Session:
     def _map(self, side: int) -> int:
         return side if self.mode == "window" else MAP
 
-    def _tensors(self, size: _Size) -> tuple[Tensor, ...]:
+    def _tensors(self, size: _Size) -> tuple[Tensor, Tensor, Tensor]:
         map_side = size.side * round(size.windows**0.5)
         made = workload(self.shape.heads, self.shape.dim, size.side, map_side, self.seed, self.logit_std)
-        return tuple(tensor.to(self.device, self.dtype) for tensor in made)
+        q, k, v = (tensor.to(self.device, self.dtype) for tensor in made)
+        return q, k, v
 
     def _left_out(self, curve: _Curve, size: _Size) -> bool:
         """Whether the attention is not called at this size; then it is recorded why."""

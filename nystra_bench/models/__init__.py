@@ -14,6 +14,7 @@ from nystra_bench.configuration import BIAS_MODES, Catalogue, configs_folder, in
 from nystra_bench.errors import UserError, unknown
 from nystra_bench.models.sites import adapt, is_adapted, module_of, release
 from nystra_bench.models.windows import (
+    WindowedModel,
     attention_sites,
     calibrate,
     forget,
@@ -64,7 +65,7 @@ def load_model(
     weights: str | Path | None = None,
     window_size: int | str | None = None,
     position_bias: str = "native",
-) -> nn.Module:
+) -> WindowedModel:
     """Load a model on images (B, C, height, width) in [0, 1], in evaluation mode, on the CPU, in float32.
 
     Args:
@@ -83,13 +84,15 @@ def load_model(
     return load_configured(config, window_size, position_bias)
 
 
-def load_configured(config: dict, window_size: int | str | None = None, position_bias: str = "native") -> nn.Module:
+def load_configured(
+    config: dict, window_size: int | str | None = None, position_bias: str = "native"
+) -> WindowedModel:
     """The same from the content of a configuration file."""
     if not config.get("weights"):
         raise UserError("model.weights is not given: accepted is the path of a .pth or .safetensors file")
     if position_bias not in BIAS_MODES:
         raise unknown("position_bias", position_bias, BIAS_MODES)
-    model = instantiate(config)
+    model: WindowedModel = instantiate(config)
     native = model.window_size
     if window_size not in (None, native) and (not isinstance(window_size, int) or window_size < 2):
         raise UserError(f"window_size={window_size} does not fit: accepted are whole numbers from 2 on")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,9 @@ def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(b, H, N, d) -> (b, N, H * d)."""
     return x.transpose(1, 2).flatten(2)
+
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class FeedForward(nn.Module):
@@ -326,6 +329,9 @@ class WindowedModel(nn.Module):
 
     window_size: int | str
     """Side of the windows in tokens; in words where the model's own are no squares or follow the image (``8×32``)."""
+    scale: int
+    channels: int
+    version: str
 
     settings: Mapping[str, object] = MappingProxyType({})
     """What decides the numbers besides weights, window and bias mode, as plain JSON; a result's identity holds it."""
@@ -392,7 +398,7 @@ def _shifted_maps(model: nn.Module) -> list[ShiftedMaps]:
     return [module for module in model.modules() if isinstance(module, ShiftedMaps)]
 
 
-def plug(model: nn.Module, attention: Attention) -> nn.Module:
+def plug(model: Model, attention: Attention) -> Model:
     """Replace every attention of the model, in place, by this one; returns the model.
 
     Raises:
@@ -421,6 +427,6 @@ def calibrate(model: nn.Module, attention: Attention, images: list[Tensor], rest
     return attention.calibrate(named_attention_sites(model), restore or model, images)
 
 
-def unplug(model: nn.Module) -> nn.Module:
+def unplug(model: Model) -> Model:
     """Give the model its exact attention back, in place; returns the model."""
     return plug(model, ExactAttention())

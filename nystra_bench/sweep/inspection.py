@@ -46,8 +46,9 @@ def look(request: dict, patience_s: float = PATIENCE_S) -> dict:
     answered = None
     command = [sys.executable, "-m", "nystra_bench.sweep.inspection"]
     with tempfile.TemporaryFile() as errors:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        with subprocess.Popen(command, **pipes, env=child_environment()) as child:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=child_environment()) as child:
+            assert child.stdin is not None
             try:
                 with contextlib.suppress(BrokenPipeError):  # it has ended: why is told below
                     child.stdin.write(json.dumps(request).encode() + b"\n")
@@ -236,16 +237,15 @@ def _metric(config: dict) -> dict:
 def _device(config: dict) -> dict:
     import torch
 
-    from nystra_bench.instruments.environment import hardware, usable_cores
+    from nystra_bench.instruments.environment import hardware
+    from nystra_bench.instruments.threads import thread_count
 
-    kind, threads = config.get("_type_"), config.get("threads")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise UserError(f"device.threads={threads} is out of range: accepted are whole numbers from 1 on, or null")
+    kind, threads = config.get("_type_"), thread_count(config.get("threads"))
     if kind == "cuda" and not torch.cuda.is_available():
         return {"refusal": "PyTorch finds no CUDA GPU on this machine"}
     if kind not in ("cpu", "cuda"):
         raise UserError(f"device: _type_={kind} is unknown: accepted are cpu, cuda")
-    return {"refusal": None, "kind": kind, "hardware": hardware(kind), "threads": threads or usable_cores()}
+    return {"refusal": None, "kind": kind, "hardware": hardware(kind), "threads": threads}
 
 
 def end_with_parent() -> None:

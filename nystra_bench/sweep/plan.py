@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError
@@ -52,6 +54,7 @@ class Planned:
             ``exact``; which attentions of the model are ``kept`` as they are, and how many.
         reason: why the cell is skipped, if it is.
         parts: what its value is put together from (``Measurement.parts``).
+        unfit: whether it is the measurement that refuses.
     """
 
     cell: Cell
@@ -60,6 +63,7 @@ class Planned:
     uses: dict[str, str | bool]
     reason: str | None
     parts: dict[str, dict]
+    unfit: bool = False
 
     @property
     def status(self) -> str:
@@ -72,8 +76,9 @@ def request_of(combinations: list[Combination], run: Run) -> dict:
     def configs(options: Iterable[Option | None]) -> dict[str, dict]:
         return {option.text: option.config for option in options if option}
 
-    with_model = [c for c in combinations if c.model]
-    uses = dict.fromkeys((c.model.text, c.task.text if c.task else None, c.window_size) for c in with_model)
+    uses = dict.fromkeys(
+        (c.model.text, c.task.text if c.task else None, c.window_size) for c in combinations if c.model
+    )
     return {
         "sys_path": list(run.plugins),
         "models": configs(c.model for c in combinations),
@@ -95,6 +100,7 @@ def plan(
     Raises:
         UserError: a model does not fit a task, or a value that the user gave fits nowhere.
     """
+    _refuse_absent_devices(combinations, facts["devices"], overrides)
     planner = Planner(facts, catalogue, run)
     planned: dict[str, Planned] = {}
     for combination in combinations:
@@ -128,11 +134,16 @@ class Planner:
         content |= {"device": c.device.name, "dtype": c.dtype, "settings": self._settings(c, machine, known)}
         refused = _untrained(c, model) or _own_windows(c, model, window)
         reason = refused or _refusal(self._sides(c, model), window, attention, machine, model, task)
-        if model and not reason:
-            reason = c.measurement.refuses(model["layers"], [tuple(size) for size in task["sizes"]] if task else [])
+        unfit = self._unfit(c, model, task) if model and not reason else None
         uses = dict(attention["uses"]) if attention else {}
         uses |= {"kept": model["kept"]} if model and model.get("kept") else {}
-        return Planned(Cell.of(content), c, window, uses, reason, c.measurement.parts(known))
+        return Planned(Cell.of(content), c, window, uses, reason or unfit, c.measurement.parts(known), bool(unfit))
+
+    @staticmethod
+    def _unfit(c: Combination, model: dict, task: dict | None) -> str | None:
+        """Why the measurement cannot be taken of this model and these images."""
+        sizes = [(height, width) for height, width in task["sizes"]] if task else []
+        return c.measurement.refuses(model["layers"], sizes)
 
     def _content(self, c: Combination, window: int | None) -> dict:
         """What is measured: model, window, bias, task and attention, each where the measurement needs it."""
@@ -141,7 +152,8 @@ class Planner:
             about = self._about("models", c.model)
             kept = {k: about.get(k) for k in ("weights", "version", "native_window")}
             kept |= {k: about[k] for k in ("untrained", "settings") if about.get(k)}
-            content["model"] = {"name": _model_name(c.model, self.catalogue), **kept}
+            name = _model_name(c.model, about.get("settings", {}), self.catalogue)
+            content["model"] = {"name": name, **kept}
         if c.window_size:
             content["window"] = window if isinstance(window, int) else self._in_words(c, window)
         if c.position_bias:
@@ -160,7 +172,8 @@ class Planner:
         sizes = self._sides(c, self._about("models", c.model))
         return ", ".join(map(size_text, sizes)) if 0 < len(sizes) <= FEW else window
 
-    def _about(self, kind: str, option: Option | None) -> dict | None:
+    def _about(self, kind: str, option: Option | None) -> Any:
+        """What is known of an option; None where the combination has none."""
         return self.facts[kind][option.text] if option else None
 
     @staticmethod
@@ -198,14 +211,15 @@ def _tile_parameters(tiling: Mapping[str, int] | None) -> dict:
     return {"tile": tiling["tile"], "tile_overlap": tiling["overlap"]} if tiling else {}
 
 
-def _model_name(model: Option, catalogue: Catalogue) -> str:
+def _model_name(model: Option, settings: Mapping[str, object], catalogue: Catalogue) -> str:
     """What tables call a model: its option, or the file where the user gave other weights than the option's."""
-    if model.config["weights"] == catalogue.option("model", model.name)["weights"]:
-        return model.name
-    return Path(str(model.config["weights"])).stem
+    given = model.config["weights"] != catalogue.option("model", model.name)["weights"]
+    name = Path(str(model.config["weights"])).stem if given else model.name
+    return " ".join([name, *(f"{setting}={value}" for setting, value in settings.items())])
 
 
 def _check_model_fits(c: Combination, model: dict, task: dict) -> None:
+    assert c.model and c.task
     for name in ("scale", "channels"):
         if model[name] != task[name]:
             raise UserError(
@@ -225,6 +239,7 @@ def _untrained(c: Combination, model: dict | None) -> str | None:
     """Why a measurement that looks at what a model does is not taken of one with random weights."""
     if not model or not model.get("untrained") or not c.measurement.trained:
         return None
+    assert c.model
     return f"the weights of {c.model.name} are random, so measure={c.measure.name} would say nothing"
 
 
@@ -246,6 +261,14 @@ def _refusal(
     return machine["refusal"] or next(iter(refused), None)
 
 
+def _refuse_absent_devices(combinations: list[Combination], devices: dict, overrides: Overrides) -> None:
+    """A device that the user gave and the machine lacks is the mistake, whatever else does not fit."""
+    for name in overrides.axes.get("device", []):
+        refusals = [devices[c.device.text]["refusal"] for c in combinations if c.device.name == name]
+        if refusals and all(refusals):
+            raise UserError(f"device={name} does not fit: {refusals[0]}; accepted are cpu, and what else it has")
+
+
 def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> None:
     """A value of the user's that all cells with it refuse is a mistake; one that fits somewhere gives skipped rows."""
     for given, accepted, has in _given(overrides):
@@ -254,8 +277,11 @@ def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> N
             raise UserError(f"{given} is used by no cell: accepted beside it are position_bias=interpolate and drop")
         if all(p.reason for p in with_it):
             nearest = max(with_it, key=lambda p: p.window if isinstance(p.window, int) else 0)
-            tail = "" if "accepted" in nearest.reason else f"; accepted are {accepted}"
-            raise UserError(f"{given} does not fit: {nearest.reason}{tail}")
+            reason = str(nearest.reason)
+            if all(p.unfit for p in with_it):
+                raise UserError(f"measure={nearest.cell.measure}: {reason}")
+            tail = "" if "accepted" in reason else f"; accepted are {accepted}"
+            raise UserError(f"{given} does not fit: {reason}{tail}")
 
 
 def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned], bool]]]:
@@ -263,7 +289,7 @@ def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned],
     for value in overrides.axes.get("window_size", []):
         if value != "native":
             accepted = "native, and windows that images and attentions fit"
-            yield f"window_size={value}", accepted, lambda p, v=value: p.window == v
+            yield f"window_size={value}", accepted, partial(_works_in, value)
     others = {
         "model": "models whose weights are there",
         "task": "tasks whose images are there",
@@ -273,17 +299,23 @@ def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned],
     for axis, accepted in others.items():
         for value in overrides.axes.get(axis, []):
             if isinstance(value, str) and value != AVAILABLE:
-                yield f"{axis}={value}", accepted, lambda p, a=axis, v=value: _named(getattr(p.combination, a), v)
+                yield f"{axis}={value}", accepted, partial(_named, axis, value)
     for axis, parameters in overrides.parameters.items():
         for name, values in parameters.items():
             for value in values:
                 given = f"{axis}.{name}={value}"
-                yield given, "values that fit", lambda p, a=axis, n=name, v=value: _has(getattr(p.combination, a), n, v)
+                yield given, "values that fit", partial(_has, axis, name, value)
 
 
-def _named(option: Option | None, name: str) -> bool:
+def _works_in(window: object, p: Planned) -> bool:
+    return p.window == window
+
+
+def _named(axis: str, name: str, p: Planned) -> bool:
+    option: Option | None = getattr(p.combination, axis)
     return option is not None and option.name == name
 
 
-def _has(option: Option | None, parameter: str, value: object) -> bool:
+def _has(axis: str, parameter: str, value: object, p: Planned) -> bool:
+    option: Option | None = getattr(p.combination, axis)
     return option is not None and parameter in option.config and option.config[parameter] == value

@@ -166,13 +166,13 @@ def test_a_checkpoint_of_another_architecture(refused, tmp_path):
 
 
 def png_of_16_bits(file):
-    """8 x 8, RGB: Pillow cannot write one, and reads one as if it had 8 bits."""
+    """24 x 24, RGB: Pillow cannot write one, and reads one as if it had 8 bits."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + bytes(48) for _ in range(8)))
+    header = struct.pack(">IIBBBBB", 24, 24, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + bytes(144) for _ in range(24)))
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 
@@ -220,7 +220,7 @@ def test_results_that_cannot_be_written(bench, tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "parts"),
     [
-        ("sweep/bad.yaml", "blocks: [", ["options do not fit together", "bad.yaml"]),
+        ("sweep/bad.yaml", "blocks: [", ["bad.yaml", "cannot be read"]),
         ("sweep/bad.yaml", "blocks: {model: swinir}", ["options do not fit together", "sweep/bad"]),
         ("sweep/bad.yaml", "blocks: [{model: swinir, tasks: denoise}]", ["tasks", "did you mean task?"]),
         ("attention/exact.yaml", "a: [", ["exact.yaml", "cannot be read"]),

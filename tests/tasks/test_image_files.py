@@ -140,7 +140,9 @@ def test_grey_pixmaps_and_bitmaps_are_taken(tmp_path):
     np.testing.assert_array_equal(bits[..., 0], [[0, 255], [255, 0]])
 
 
-@pytest.mark.parametrize("content", [b"P6 2 2 65535\n" + bytes(24), b"P3 1 1 65535\n1 2 3", b"P5 2 2 65535\n" + bytes(8)])
+@pytest.mark.parametrize(
+    "content", [b"P6 2 2 65535\n" + bytes(24), b"P3 1 1 65535\n1 2 3", b"P5 2 2 65535\n" + bytes(8)]
+)
 def test_pixmaps_of_16_bits_are_refused(tmp_path, content):
     (tmp_path / "deep.ppm").write_bytes(content)
     with pytest.raises(UserError, match="deep.ppm has mode .*16 bits: accepted are 8-bit"):

@@ -66,6 +66,8 @@ class AttentionMaps(Figure):
 
     def draw(self, data: ReportData) -> list[tuple[str, Drawing]]:
         files, rows = data.files("maps", FILE), data.rows("maps")
+        if not files:
+            return []
         rows = rows[rows["row"].isin(list(files))].join(data.frame[GROUP], on="row")
         figures = []
         for group, members in groups(rows, [*GROUP, "layer", "head"]):
@@ -95,9 +97,11 @@ def _queries(data: ReportData, rows: pd.DataFrame, files: dict[int, Path]) -> li
     for row, records in rows.groupby("row", sort=False):
         with np.load(files[row], allow_pickle=False) as arrays:
             for record in records.to_dict("records"):
-                pixel, n = tuple(int(record[name]) for name in QUERY), record["map"]
-                values, exact = (np.nan_to_num(arrays[f"{kind}{n}"]) for kind in ("map", "exact"))
-                box = tuple(int(record[name]) for name in BOX)
+                row_, column = (int(record[name]) for name in QUERY)
+                pixel, n = (row_, column), record["map"]
+                values, exact = (_finite(arrays[f"{kind}{n}"]) for kind in ("map", "exact"))
+                top, left, height, width = (int(record[name]) for name in BOX)
+                box = (top, left, height, width)
                 query = found.setdefault(pixel, Query(pixel, _image(arrays["image"]), box, exact, []))
                 if data.frame.at[row, "attention"] != ORIGINAL:
                     query.maps.append(Map(_title(data, row, record), values))
@@ -170,7 +174,12 @@ def _mark(axes: Axes, query: Query, colour: str = MARK) -> None:
     axes.plot(column, row, marker="o", markersize=6, markerfacecolor="none", markeredgecolor=colour)
 
 
+def _finite(array: np.ndarray) -> np.ndarray:
+    """float32, with 0 where there is no finite number."""
+    return np.nan_to_num(array.astype(np.float32), posinf=0, neginf=0)
+
+
 def _image(array: np.ndarray) -> np.ndarray:
     """(H, W, 3) in [0, 1] of one with one or three channels."""
-    clipped = np.clip(np.nan_to_num(array.astype(np.float32)), 0, 1)
+    clipped = np.clip(_finite(array), 0, 1)
     return np.repeat(clipped, 3, axis=-1) if clipped.shape[-1] == 1 else clipped

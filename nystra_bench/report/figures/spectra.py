@@ -58,8 +58,8 @@ class Spectra(Figure):
         return figure
 
     def _lines(self, axes: Axes, rows: pd.DataFrame, measured: dict) -> None:
-        """One line for each setting of the model, named by its window and what else differs."""
-        differing = [name for name in ("window", "bias", "task", "dataset") if rows[name].nunique(dropna=False) > 1]
+        """One line for each setting of the model, named by its tokens and what else differs."""
+        differing = [name for name in ("bias", "task", "dataset") if rows[name].nunique(dropna=False) > 1]
         for n, (row, record) in enumerate(rows.iterrows()):
             line = draw_exact(axes, measured[row], PALETTE[n % len(PALETTE)])
             line.set_label(", ".join(filter(None, [f"N = {measured[row].tokens}", group_label(record, differing)])))

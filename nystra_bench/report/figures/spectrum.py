@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nystra_bench.report.base import Figure
 from nystra_bench.report.frame import ReportData
@@ -25,6 +25,8 @@ LOWEST = 1e-6
 """Relative singular values below are rounding of float32."""
 
 EXACT = "#000000"
+LEGEND = 2.9
+"""Inches that an entry of the legend takes at most."""
 
 
 class Decay(Figure):
@@ -60,7 +62,8 @@ class Decay(Figure):
         panels = list(groups(rows, AXES))
         across = min(self.columns, len(panels))
         down = -(-len(panels) // across)
-        figure = new_figure(max(4.8, 3.4 * across + 0.6), 2.9 * down + 1.0)
+        width = max(4.8, 3.4 * across + 0.6)
+        figure = new_figure(width, 2.9 * down + 1.0)
         grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
         handles: dict[str, Line2D] = {}
         for axes, (where, members) in zip(grid, panels, strict=False):
@@ -70,7 +73,8 @@ class Decay(Figure):
         for axes in grid[len(panels) :]:
             axes.remove()
         head(figure, group_label(group, FIGURE))
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(across + 1, len(handles)))
+        columns = max(1, int(width / LEGEND))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(columns, len(handles)))
         return figure
 
     def _lines(self, axes: Axes, data: ReportData, rows: pd.DataFrame, measured: dict, handles: dict) -> int:
@@ -167,6 +171,7 @@ def dress_axes(grid: np.ndarray, across: int) -> None:
     for axes in grid:
         axes.axvline(FIRST, color=GREY, linestyle=":", linewidth=1.1)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_ylim(max(LOWEST, lowest / 10), 1.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.set_xlim(left=1)

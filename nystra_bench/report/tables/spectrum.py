@@ -11,8 +11,10 @@ from nystra_bench.report.columns import EMPTY, ReadableTable, TableCell, readabl
 from nystra_bench.report.frame import ReportData
 from nystra_bench.words import IDENTITY
 
-SHOWN = ("energy_20", "rank_90", "rank_99", "effective_tokens", "self_mass", "logit_std")
-SHOWN += ("matrix_mse", "spectral_error")
+SHOWN = (
+    *("energy_20", "rank_90", "rank_99", "effective_tokens", "self_mass", "logit_std"),
+    *("matrix_mse", "spectral_error"),
+)
 """The numbers that the readable form has; the CSV has all of them."""
 
 
@@ -29,14 +31,14 @@ class SpectrumTable(Table):
         rows = data.rows("spectrum")
         by_row = rows.groupby("row", sort=False)
         names = data.measurements["spectrum"].names
-        statistics = {
-            f"{name}_{label}": by_row[name].quantile(quantile, interpolation="nearest")
-            for name in names
-            for label, quantile in (("median", 0.5), ("q1", 0.25), ("q3", 0.75))
-        }
+        statistics = {}
+        for name in names:
+            statistics[f"{name}_median"] = by_row[name].median()
+            for label, quantile in (("q1", 0.25), ("q3", 0.75)):  # one of the numbers, since ranks may be infinite
+                statistics[f"{name}_{label}"] = by_row[name].quantile(quantile, interpolation="nearest")
         heads, tokens = by_row.size(), by_row["tokens"].agg(["min", "max"])
         settings = [name for name in IDENTITY[:11] if name in data.frame] + ["device", "dtype", "task_parameters"]
-        frame = data.frame.loc[heads.index, [name for name in dict.fromkeys(settings)]]
+        frame = data.frame.loc[heads.index, list(dict.fromkeys(settings))]
         frame = frame.assign(heads=heads, tokens_min=tokens["min"], tokens_max=tokens["max"])
         return frame.join(pd.DataFrame(statistics))
 
