@@ -15,7 +15,7 @@ released: $(VENV)/installed
 	$(BIN)/python -m nystra_bench +sweep=released
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -259,11 +259,11 @@ def _has_weights(config: Mapping) -> bool:
 
 
 def _comment(options: Catalogue, choice: str, name: str) -> str:
-    """The comment at the head of an option's file."""
+    """The first sentence of the comment at the head of an option's file."""
     file = next(f for folder in options.folders if (f := folder / choice / f"{name}.yaml").is_file())
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.removeprefix("#").strip())
-    return " ".join(lines)
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(lines))[0]
