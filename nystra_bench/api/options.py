@@ -201,7 +201,7 @@ def check_sites(model: object, adapted_too: bool = False) -> None:
     what = "has no attention that can be replaced" if isinstance(model, nn.Module) else "is no model"
     raise UserError(
         f"model={type(model).__name__} {what}: accepted are models of load_model(NAME), "
-        f"{''.join(f'{n}, ' for n in known)}"
+        f"{''.join(f'{name}, ' for name in known)}"
         "and models of other code whose attentions are nystra_bench.models.windows.WindowAttention"
     )
 

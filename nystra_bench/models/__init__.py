@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from nystra_bench.attention.base import Attention
 from nystra_bench.configuration import BIAS_MODES, Catalogue, configs_folder, instantiate
 from nystra_bench.errors import UserError, unknown
 from nystra_bench.models.sites import adapt, is_adapted, module_of, release
 from nystra_bench.models.windows import (
-    Model,
     WindowedModel,
     attention_sites,
     calibrate,
@@ -34,6 +34,10 @@ __all__ = [
     "setup_seconds",
     "unplug",
 ]
+
+
+Model = TypeVar("Model")
+"""A module, or what spandrel puts around one."""
 
 
 def plug(model: Model, attention: Attention) -> Model:

@@ -3,8 +3,7 @@
 Names and shapes of modules follow the released checkpoints, so that these load with ``strict=True``. The published code
 states no licence; this is written from its state dict, the paper and measured facts.
 
-An attention cuts all pixels, in raster order, into four strips of N = floor(H W / 4) tokens: each a quarter of the
-image.
+An attention cuts all pixels, in raster order, into four strips of N = floor(H W / 4) tokens, a quarter of the image.
 Where 4 divides H a strip is a rectangle of H/4 rows, otherwise a flat one. The 0 to 3 pixels that are left over attend
 to one another; they are no window worth a replacement, and stay as they are.
 """
@@ -14,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +60,11 @@ class ShuffleAttention(nn.Module):
     """Channel weights for one half of each group of channels, spatial weights for the other, then a channel shuffle."""
 
     GROUPS = 4
+
+    cweight: nn.Parameter
+    cbias: nn.Parameter
+    sweight: nn.Parameter
+    sbias: nn.Parameter
 
     def __init__(self, dim: int):
         super().__init__()
@@ -125,10 +128,16 @@ class Coefficients(nn.Module):
 class InteractionBlock(nn.Module):
     """Two chains of wide blocks, a and b, that weight and add to one another."""
 
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> nn.Module:
-            """All parts are modules; most are added by name."""
+    srb1: WideBlock
+    srb2: WideBlock
+    srb3: WideBlock
+    srb4: WideBlock
+    rb1: WideBlock
+    rb2: WideBlock
+    A1_coffconv: Coefficients
+    B1_coffconv: Coefficients
+    A2_coffconv: Coefficients
+    B2_coffconv: Coefficients
 
     def __init__(self, dim: int):
         super().__init__()
@@ -181,8 +190,8 @@ class StripAttention(WindowAttention):
         cut = STRIPS * math.prod(size)
         out = []
         if cut:
-            q_cut, k_cut, v_cut = (_cut(t[:, :, :cut]) for t in (q, k, v))
-            out.append(_join(self.attend(q_cut, k_cut, v_cut, None, size)))
+            queries, keys, values = (_cut(t[:, :, :cut]) for t in (q, k, v))
+            out.append(_join(self.attend(queries, keys, values, None, size)))
         if cut < height * width:
             q, k, v = (t[:, :, cut:] for t in (q, k, v))
             out.append((q @ k.mT).softmax(-1) @ v)
@@ -237,8 +246,7 @@ class MeanShift(nn.Conv2d):
     def __init__(self, sign: int):
         super().__init__(3, 3, 1)
         self.weight.data = torch.eye(3).view(3, 3, 1, 1)
-        assert self.bias is not None
-        self.bias.data = sign * 255 * torch.tensor(RGB_MEAN)
+        self.bias = nn.Parameter(sign * 255 * torch.tensor(RGB_MEAN))
 
 
 class FIWHN(WindowedModel):

@@ -117,12 +117,11 @@ def _described(state: Mapping[str, Tensor], path: str):
     except spandrel.UnsupportedModelError as error:
         raise UserError(
             f"model.weights={path} is of no architecture that is known here: accepted are "
-            f"{', '.join(sorted(adapters()))}"
-            ", Uformer, DehazeFormer and FIWHN"
+            f"{', '.join(sorted(adapters()))}, Uformer, DehazeFormer and FIWHN"
         ) from error
     except Exception as error:  # whatever spandrel's guesses at a shape run into
-        told = f"model.weights={path} cannot be loaded ({_first(error)})"
-        raise UserError(f"{told}: accepted is a whole checkpoint") from error
+        why = f"cannot be loaded ({_first(error)})"
+        raise UserError(f"model.weights={path} {why}: accepted is a whole checkpoint") from error
     if not isinstance(descriptor, spandrel.ImageModelDescriptor):
         raise UserError(f"model.weights={path} wants a mask beside the image: accepted are models of images alone")
     return descriptor

@@ -1,10 +1,10 @@
 """Attention in models of other libraries: an adapter says where it is, and it is then replaced as in our own models.
 
 An adapter is one file in ``nystra_bench/models/adapters``, or in a folder ``nystra_adapters`` of a plug-in. It names
-the architecture by the class of its models, and gives some classes of modules a mixin: a :class:`Site` where
-attention is computed, which takes over ``forward``, or any other class that changes a method around it. A module
-keeps its parameters, buffers, hooks and the keys of its state dict; only its class becomes one of the mixin and its
-own."""
+the architecture by the class of its models, and gives some classes of modules a mixin: a :class:`Site` where attention
+is computed, which takes over ``forward``, or any other class that changes a method around it. A module keeps its
+parameters, buffers, hooks and the keys of its state dict; only its class becomes one of the mixin and its own.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +36,13 @@ class Site(WindowAttention):
     ``bias_weights``, else set ``has_bias = False``.
     """
 
+    if TYPE_CHECKING:  # a site has the attributes of the module that it takes the place of
+
+        def __getattr__(self, name: str) -> Any: ...
+
     maps: ShiftedMaps
     told: Any
     """What a module around it, or the last call, told the site: for the adapter to use as it likes."""
-
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            """The module's own attributes, whose types its library does not tell."""
 
     def window_of_module(self) -> Size | None:
         """Size of its windows, from the module's own attributes; None where they follow the image."""
@@ -124,7 +123,7 @@ def adapt(model: nn.Module) -> nn.Module:
     if is_adapted(model):
         return model
     adapter, maps = adapter_for(model), ShiftedMaps()
-    chosen: list[tuple[Any, Any]] = [(module, adapter.mixins.get(type(module).__name__)) for module in model.modules()]
+    chosen = [(module, adapter.mixins.get(type(module).__name__)) for module in model.modules()]
     if not any(mixin is not None and issubclass(mixin, Site) for _, mixin in chosen):
         raise UserError(f"this {adapter.architecture} has no attention that can be replaced: accepted is another model")
     for module, mixin in chosen:
@@ -132,8 +131,7 @@ def adapt(model: nn.Module) -> nn.Module:
             continue
         before = {name: module.__dict__.pop(name) for name in _NAMES & module.__dict__.keys()}
         module.__dict__["_before"] = type(module), before
-        kind: Any = type(module)
-        module.__class__ = _mixed(mixin, kind)
+        module.__class__ = _mixed(mixin, type(module))  # type: ignore[arg-type]  # classes are hashable
         if isinstance(module, Site):
             module.__dict__["maps"] = maps  # not as a submodule of each
             module._prepare(module.window_of_module())
@@ -164,8 +162,8 @@ def module_of(model) -> nn.Module:
     """
     module = model if isinstance(model, nn.Module) else getattr(model, "model", None)
     if not isinstance(module, nn.Module):
-        name = type(model).__name__
-        raise UserError(f"{name} is no model: accepted are modules of PyTorch and spandrel's descriptors")
+        what = type(model).__name__
+        raise UserError(f"{what} is no model: accepted are modules of PyTorch and spandrel's descriptors")
     return module
 
 

@@ -7,7 +7,7 @@ window is a number, the side of a square, or a pair (height, width); a shift lik
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -66,7 +66,7 @@ class Cut:
 
     height: int
     width: int
-    size: Size
+    size: Any
     shift: Size = 0
     stride: int = 1
     top: int = 0
@@ -269,14 +269,14 @@ class WindowAttention(nn.Module):
 
     def _prepare(self, size: Size | None) -> None:
         """Become a place of an attention, with windows of this size; None where they follow the image."""
-        self.size = size
+        self.size: Any = size  # models of squares alone count with the number
         self.attention: Attention = ExactAttention()
         # What attentions computed once for this layer, by window size; it goes with the layer's weights.
         self.caches = Caches()
         self._seen: list = []
 
     def position_bias(self, size: Any) -> Tensor:
-        """(H, N, N) for windows of this ``Size``."""
+        """(H, N, N) for windows of this size."""
         raise NotImplementedError
 
     def bias_weights(self) -> Iterable[Tensor]:
@@ -284,7 +284,7 @@ class WindowAttention(nn.Module):
         return ()
 
     def resize(self, size: Any, position_bias: str) -> None:
-        """Work on windows of another ``Size`` from now on, with bias and mask unless ``position_bias`` is ``drop``."""
+        """Work on windows of another size from now on, with bias and mask unless ``position_bias`` is ``drop``."""
         self.has_position_bias = position_bias != "drop"
         self.size = size
         self.caches.clear()
@@ -357,7 +357,7 @@ class WindowedModel(nn.Module):
         self.window_size = window_size
         return self
 
-    def windows(self, window_size: Any, height: int, width: int) -> Sequence[Size]:
+    def windows(self, window_size: Any, height: int, width: int) -> list[Size]:
         """The distinct sizes of windows that a model of this window size has on an image of this size."""
         return [window_size]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,24 +11,19 @@ from nystra_bench.models.sites import Site
 from nystra_bench.models.windows import bias_from_table, merge_heads, split_heads
 from nystra_bench.sizes import Size, plain
 
-if TYPE_CHECKING:
-    from torch.nn import Module as Mixed  # what a mixin is put in front of
-else:
-    Mixed = object
 
-
-class SwinBlock(Mixed):
+class SwinBlock:
     """Tells its attention the map that is cut, from which regions are made where one asks for them.
 
     The dense mask, which would be made at every call, is left out.
     """
 
-    attn: Any
+    attn: Site
     shift_size: int
 
     def forward(self, x: Tensor, x_size: tuple[int, int], *further) -> Tensor:
         self.attn.told = (*x_size, self.shift_size > 0)
-        return super().forward(x, x_size, *further)
+        return super().forward(x, x_size, *further)  # type: ignore[misc]  # of the module's own class
 
     def calculate_mask(self, x_size: tuple[int, int]) -> Tensor:
         return torch.empty(0)
