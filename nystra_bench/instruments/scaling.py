@@ -207,7 +207,7 @@ class _Session:
         if entries:
             self._time(entries)
         for curve in running:
-            if entry := entries.get(curve.name):
+            if (entry := entries.get(curve.name)) and curve.seen:
                 curve.records.append(self._record(curve.name, entry, about[curve.name], size))
                 curve.seen = replace(curve.seen, ms=min(curve.seen.ms, *entry.samples_ms))
 
