@@ -6,6 +6,7 @@ import importlib
 import inspect
 import math
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -126,7 +127,17 @@ def instantiate(config: Mapping) -> Any:
         return callee(**arguments)
     except (ValueError, TypeError) as error:
         raise UserError(f"{config['_target_'].rpartition('.')[2]}: {error}") from error
+    except _FAULTS as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"_target_={config['_target_']} cannot be made ({told}; {last.filename}, line {last.lineno}): accepted is "
+            "what takes the entries beside it"
+        ) from error
 
+
+_FAULTS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError)
+"""What the code of a plug-in may raise, besides what is wrong with a value; not what tells that memory ran out."""
 
 _PLAIN = {int: "whole numbers", float: "numbers", bool: "true and false", NoneType: "null"}
 

@@ -200,7 +200,8 @@ def check_sites(model: object, adapted_too: bool = False) -> None:
         return
     what = "has no attention that can be replaced" if isinstance(model, nn.Module) else "is no model"
     raise UserError(
-        f"model={type(model).__name__} {what}: accepted are models of load_model(NAME), {''.join(f'{n}, ' for n in known)}"
+        f"model={type(model).__name__} {what}: accepted are models of load_model(NAME), "
+        f"{''.join(f'{name}, ' for name in known)}"
         "and models of other code whose attentions are nystra_bench.models.windows.WindowAttention"
     )
 
@@ -258,11 +259,11 @@ def _has_weights(config: Mapping) -> bool:
 
 
 def _comment(options: Catalogue, choice: str, name: str) -> str:
-    """The comment at the head of an option's file."""
+    """The first sentence of the comment at the head of an option's file."""
     file = next(f for folder in options.folders if (f := folder / choice / f"{name}.yaml").is_file())
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.removeprefix("#").strip())
-    return " ".join(lines)
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(lines))[0]

@@ -57,6 +57,7 @@ def _check_room(q: Tensor, k: Tensor) -> None:
     if free is not None and needed > free:
         windows, heads, queries, keys = shape
         raise MemoryError(
-            f"the logits of {windows} windows, {heads} heads and {queries} x {keys} tokens need about {needed / 1e9:.0f} GB "
-            f"and {free / 1e9:.0f} GB are free: accepted are smaller images, tiles, or sdpa, which does not keep them"
+            f"the logits of {windows} windows, {heads} heads and {queries} x {keys} tokens need about "
+            f"{needed / 1e9:.0f} GB and {free / 1e9:.0f} GB are free: accepted are smaller images, tiles, "
+            "or sdpa, which does not keep them"
         )

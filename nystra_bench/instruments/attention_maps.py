@@ -15,6 +15,7 @@ from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.errors import UserError, outside_image, unknown
 from nystra_bench.instruments.probes import check_memory, look_at_layers, sites_of, window_matrices
 from nystra_bench.models.windows import Cut
+from nystra_bench.sizes import sides
 from nystra_bench.words import ORIGINAL
 
 
@@ -69,7 +70,8 @@ def locate_query(cut: Cut, query: tuple[int, int], height: int, width: int) -> S
     window, token = (int(number) for number in inside.nonzero()[0])
     here = places[window]
     # The tokens of a window that lie where they would without the shift's wrap-around, seen from the query's.
-    beside = torch.tensor([[*divmod(n, cut.size)] for n in range(cut.size**2)])
+    rows_of, columns_of = sides(cut.size)
+    beside = torch.tensor([divmod(n, columns_of) for n in range(rows_of * columns_of)])
     in_place = here - here[token] == cut.stride * (beside - beside[token])
     on_image = (here > -cut.stride) & (here < torch.tensor([height, width]))
     numbers = (in_place & on_image).all(-1).nonzero()[:, 0]

@@ -20,10 +20,10 @@ from nystra_bench.instruments.statistics import Ratio, median_interval
 from nystra_bench.instruments.timer import UNCERTAIN, Clock, Entry, Timing, run_rounds
 from nystra_bench.instruments.workload import LOGIT_STD, workload
 
-TIMING = Timing(rounds=9, min_rounds=3, budget_s=1.5, warmup_s=0.0, min_sample_ms=10.0)
+TIMING = Timing(rounds=9, min_rounds=3, budget_s=1.0, warmup_s=0.0, min_sample_ms=10.0)
 """How each size is timed by default; a curve has many sizes, so that each needs less than a single number does."""
 
-CALL_S = 2.0
+CALL_S = 1.5
 """Seconds that a call may take by default; a method that would take longer ends its curve."""
 
 PILOT_SIDE, PILOT_MAP = 32, 64
@@ -207,8 +207,9 @@ class _Session:
         if entries:
             self._time(entries)
         for curve in running:
-            if curve.name in entries:
-                curve.records.append(self._record(curve.name, entries, about[curve.name], size))
+            if (entry := entries.get(curve.name)) and curve.seen:
+                curve.records.append(self._record(curve.name, entry, about[curve.name], size))
+                curve.seen = replace(curve.seen, ms=min(curve.seen.ms, *entry.samples_ms))
 
     def _map(self, side: int) -> int:
         return side if self.mode == "window" else MAP
@@ -273,8 +274,7 @@ class _Session:
         timed = {**entries, twin: replace(entries[middle], samples_ms=[])}
         self.noise: Ratio = run_rounds(timed, self.timing, self.clock, (middle, twin), self.seed, again=False)
 
-    def _record(self, name: str, entries: dict[str, Entry], about: dict, size: _Size) -> dict:
-        entry = entries[name]
+    def _record(self, name: str, entry: Entry, about: dict, size: _Size) -> dict:
         return {
             "attention": name,
             **{"tokens": size.tokens, "side": size.side, "windows": size.windows},

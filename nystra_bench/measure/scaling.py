@@ -74,9 +74,9 @@ class Scaling(Measurement):
         mode: str = "window",
         sizes: Sequence[int] | int | None = None,
         logit_std: float = 5.0,
-        call_s: float = 2.0,
+        call_s: float = 1.5,
         rounds: int = 9,
-        budget_s: float = 1.5,
+        budget_s: float = 1.0,
         min_sample_ms: float = 10.0,
     ):
         self.shape, self.mode, self.sizes = shape_of(shape), mode, sizes

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from torch import nn
+from typing import TypeVar
 
 from nystra_bench.attention.base import Attention
 from nystra_bench.configuration import BIAS_MODES, Catalogue, configs_folder, instantiate
@@ -37,7 +36,11 @@ __all__ = [
 ]
 
 
-def plug(model: nn.Module, attention: Attention) -> nn.Module:
+Model = TypeVar("Model")
+"""A module, or what spandrel puts around one."""
+
+
+def plug(model: Model, attention: Attention) -> Model:
     """Replace every attention of a model, in place, by this one; returns the model.
 
     Args:
@@ -53,7 +56,7 @@ def plug(model: nn.Module, attention: Attention) -> nn.Module:
     return model
 
 
-def unplug(model: nn.Module) -> nn.Module:
+def unplug(model: Model) -> Model:
     """Give a model its exact attention back, in place; returns the model. One of spandrel is then as it was."""
     module = module_of(model)
     release(module) if is_adapted(module) else _unplug(module)

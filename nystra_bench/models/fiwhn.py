@@ -3,7 +3,7 @@
 Names and shapes of modules follow the released checkpoints, so that these load with ``strict=True``. The published code
 states no licence; this is written from its state dict, the paper and measured facts.
 
-An attention cuts all pixels, in raster order, into four strips of N = floor(H W / 4) tokens: a quarter of the image each.
+An attention cuts all pixels, in raster order, into four strips of N = floor(H W / 4) tokens, a quarter of the image.
 Where 4 divides H a strip is a rectangle of H/4 rows, otherwise a flat one. The 0 to 3 pixels that are left over attend
 to one another; they are no window worth a replacement, and stay as they are.
 """
@@ -60,6 +60,11 @@ class ShuffleAttention(nn.Module):
     """Channel weights for one half of each group of channels, spatial weights for the other, then a channel shuffle."""
 
     GROUPS = 4
+
+    cweight: nn.Parameter
+    cbias: nn.Parameter
+    sweight: nn.Parameter
+    sbias: nn.Parameter
 
     def __init__(self, dim: int):
         super().__init__()
@@ -123,6 +128,17 @@ class Coefficients(nn.Module):
 class InteractionBlock(nn.Module):
     """Two chains of wide blocks, a and b, that weight and add to one another."""
 
+    srb1: WideBlock
+    srb2: WideBlock
+    srb3: WideBlock
+    srb4: WideBlock
+    rb1: WideBlock
+    rb2: WideBlock
+    A1_coffconv: Coefficients
+    B1_coffconv: Coefficients
+    A2_coffconv: Coefficients
+    B2_coffconv: Coefficients
+
     def __init__(self, dim: int):
         super().__init__()
         for name in ("srb1", "srb2", "srb3", "srb4", "rb1", "rb2"):
@@ -172,8 +188,10 @@ class StripAttention(WindowAttention):
         q = q * self.scale
         size = strip(height, width)
         cut = STRIPS * math.prod(size)
-        strips = [_cut(t[:, :, :cut]) for t in (q, k, v)] if cut else []
-        out = [_join(self.attend(*strips, None, size))] if cut else []
+        out = []
+        if cut:
+            queries, keys, values = (_cut(t[:, :, :cut]) for t in (q, k, v))
+            out.append(_join(self.attend(queries, keys, values, None, size)))
         if cut < height * width:
             q, k, v = (t[:, :, cut:] for t in (q, k, v))
             out.append((q @ k.mT).softmax(-1) @ v)
@@ -228,7 +246,7 @@ class MeanShift(nn.Conv2d):
     def __init__(self, sign: int):
         super().__init__(3, 3, 1)
         self.weight.data = torch.eye(3).view(3, 3, 1, 1)
-        self.bias.data = sign * 255 * torch.tensor(RGB_MEAN)
+        self.bias = nn.Parameter(sign * 255 * torch.tensor(RGB_MEAN))
 
 
 class FIWHN(WindowedModel):

@@ -116,11 +116,12 @@ def _described(state: Mapping[str, Tensor], path: str):
         descriptor = spandrel.ModelLoader().load_from_state_dict(dict(state))
     except spandrel.UnsupportedModelError as error:
         raise UserError(
-            f"model.weights={path} is of no architecture that is known here: accepted are {', '.join(sorted(adapters()))}"
-            ", Uformer, DehazeFormer and FIWHN"
+            f"model.weights={path} is of no architecture that is known here: accepted are "
+            f"{', '.join(sorted(adapters()))}, Uformer, DehazeFormer and FIWHN"
         ) from error
     except Exception as error:  # whatever spandrel's guesses at a shape run into
-        raise UserError(f"model.weights={path} cannot be loaded ({_first(error)}): accepted is a whole checkpoint") from error
+        why = f"cannot be loaded ({_first(error)})"
+        raise UserError(f"model.weights={path} {why}: accepted is a whole checkpoint") from error
     if not isinstance(descriptor, spandrel.ImageModelDescriptor):
         raise UserError(f"model.weights={path} wants a mask beside the image: accepted are models of images alone")
     return descriptor

@@ -1,8 +1,8 @@
 """Attention in models of other libraries: an adapter says where it is, and it is then replaced as in our own models.
 
-An adapter is one file in ``nystra_bench/models/adapters``, or in a folder ``nystra_adapters`` of a plug-in. It names the
-architecture by the class of its models, and gives some classes of modules a mixin: a :class:`Site` where attention is
-computed, which takes over ``forward``, or any other class that changes a method around it. A module keeps its
+An adapter is one file in ``nystra_bench/models/adapters``, or in a folder ``nystra_adapters`` of a plug-in. It names
+the architecture by the class of its models, and gives some classes of modules a mixin: a :class:`Site` where attention
+is computed, which takes over ``forward``, or any other class that changes a method around it. A module keeps its
 parameters, buffers, hooks and the keys of its state dict; only its class becomes one of the mixin and its own.
 """
 
@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from functools import cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -36,8 +36,12 @@ class Site(WindowAttention):
     ``bias_weights``, else set ``has_bias = False``.
     """
 
+    if TYPE_CHECKING:  # a site has the attributes of the module that it takes the place of
+
+        def __getattr__(self, name: str) -> Any: ...
+
     maps: ShiftedMaps
-    told: object
+    told: Any
     """What a module around it, or the last call, told the site: for the adapter to use as it likes."""
 
     def window_of_module(self) -> Size | None:
@@ -127,7 +131,7 @@ def adapt(model: nn.Module) -> nn.Module:
             continue
         before = {name: module.__dict__.pop(name) for name in _NAMES & module.__dict__.keys()}
         module.__dict__["_before"] = type(module), before
-        module.__class__ = _mixed(mixin, type(module))
+        module.__class__ = _mixed(mixin, type(module))  # type: ignore[arg-type]  # classes are hashable
         if isinstance(module, Site):
             module.__dict__["maps"] = maps  # not as a submodule of each
             module._prepare(module.window_of_module())
@@ -158,7 +162,8 @@ def module_of(model) -> nn.Module:
     """
     module = model if isinstance(model, nn.Module) else getattr(model, "model", None)
     if not isinstance(module, nn.Module):
-        raise UserError(f"{type(model).__name__} is no model: accepted are modules of PyTorch and spandrel's descriptors")
+        what = type(model).__name__
+        raise UserError(f"{what} is no model: accepted are modules of PyTorch and spandrel's descriptors")
     return module
 
 

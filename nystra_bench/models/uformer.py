@@ -31,6 +31,7 @@ from nystra_bench.models.windows import (
     resize_bias_table,
     split_heads,
 )
+from nystra_bench.sizes import Size
 
 SCALES = 4
 """Halvings of the feature map between the image and the bottleneck."""
@@ -299,7 +300,7 @@ class Uformer(WindowedModel):
             self.add_module(f"upsample_{i}", _Resampling("deconv", nn.ConvTranspose2d(below, above, 2, 2)))
         self.apply(_initialise)
 
-    def windows(self, window_size: int, height: int, width: int) -> list[int]:
+    def windows(self, window_size: int, height: int, width: int) -> list[Size]:
         side = self._padded_side(height, width)
         return list(dict.fromkeys(fitting_window(side >> level, window_size) for level in range(SCALES + 1)))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +66,7 @@ class Cut:
 
     height: int
     width: int
-    size: Size
+    size: Any
     shift: Size = 0
     stride: int = 1
     top: int = 0
@@ -257,6 +257,9 @@ class WindowAttention(nn.Module):
     has_bias: ClassVar[bool] = True
     """False where the layer has no position bias at all."""
 
+    size: Any
+    """``Size`` of the windows: an int in models of square windows, None where they follow the image."""
+
     has_position_bias = True
     """False where bias and shift mask are left out (position_bias=drop)."""
 
@@ -266,13 +269,13 @@ class WindowAttention(nn.Module):
 
     def _prepare(self, size: Size | None) -> None:
         """Become a place of an attention, with windows of this size; None where they follow the image."""
-        self.size = size
+        self.size: Any = size  # models of squares alone count with the number
         self.attention: Attention = ExactAttention()
         # What attentions computed once for this layer, by window size; it goes with the layer's weights.
         self.caches = Caches()
         self._seen: list = []
 
-    def position_bias(self, size: Size) -> Tensor:
+    def position_bias(self, size: Any) -> Tensor:
         """(H, N, N) for windows of this size."""
         raise NotImplementedError
 
@@ -280,7 +283,7 @@ class WindowAttention(nn.Module):
         """The parameters that the position bias is made of: where one is written to, what was kept is out of date."""
         return ()
 
-    def resize(self, size: Size, position_bias: str) -> None:
+    def resize(self, size: Any, position_bias: str) -> None:
         """Work on windows of another size from now on, with bias and mask unless ``position_bias`` is ``drop``."""
         self.has_position_bias = position_bias != "drop"
         self.size = size
@@ -327,7 +330,7 @@ class WindowAttention(nn.Module):
 class WindowedModel(nn.Module):
     """A model with windowed attentions, which can work on windows of another size than it was trained in."""
 
-    window_size: int | str
+    window_size: Any
     """Side of the windows in tokens; in words where the model's own are no squares or follow the image (``8×32``)."""
     scale: int
     channels: int
@@ -339,7 +342,7 @@ class WindowedModel(nn.Module):
     resizable: ClassVar[bool] = True
     """False where the model works in its own windows alone; ``drop`` is possible all the same."""
 
-    def resize_windows(self, window_size: int | str, position_bias: str) -> Self:
+    def resize_windows(self, window_size: Any, position_bias: str) -> Self:
         """Work on other windows, in place; bias and shift mask are fitted to them, or left out (``drop``).
 
         Raises:
@@ -354,7 +357,7 @@ class WindowedModel(nn.Module):
         self.window_size = window_size
         return self
 
-    def windows(self, window_size: int, height: int, width: int) -> list[Size]:
+    def windows(self, window_size: Any, height: int, width: int) -> list[Size]:
         """The distinct sizes of windows that a model of this window size has on an image of this size."""
         return [window_size]
 

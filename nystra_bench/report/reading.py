@@ -288,11 +288,11 @@ def _configuration(cell: dict, names: dict[str, dict[str, str]]) -> dict:
 
 
 def _status(measures: dict[str, dict]) -> dict:
-    """The worst status, and the reasons of all measures that are not simply done."""
+    """The worst status, and the reasons of all measures that are not simply done, or done with something to say."""
     worst = max((outcome["status"] for outcome in measures.values()), key=SEVERITY.index)
     reasons: dict[str, list[str]] = defaultdict(list)
     for measure, outcome in measures.items():
-        if outcome["status"] != "done":
+        if outcome["status"] != "done" or outcome["reason"]:
             reasons[outcome["reason"] or outcome["status"]].append(measure)
     everywhere = len(reasons) == 1 and len(next(iter(reasons.values()))) == len(measures)
     said = [reason if everywhere else f"{', '.join(which)}: {reason}" for reason, which in reasons.items()]

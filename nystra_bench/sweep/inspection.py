@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from functools import cache, partial
-from typing import TextIO
+from typing import Any, TextIO
 
 from nystra_bench.errors import Absent, UserError
 from nystra_bench.instruments.environment import ROOT
@@ -145,7 +145,7 @@ def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources
         "refusal": None,
         "native_window": model.window_size,
         "resizable": getattr(model, "resizable", True),
-        "kept": model.kept() if hasattr(model, "kept") else {},
+        "kept": _kept(model),
         **_weights(config, model),
         "version": model.version,
         "settings": dict(getattr(model, "settings", {})),
@@ -155,6 +155,11 @@ def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources
         "sources": _sources(model, sources),
         "windows": {use(task, window): _sides(model, window, sizes) for task, window, sizes in uses},
     }
+
+
+def _kept(model: Any) -> dict[str, int]:
+    """Which attentions of the model are not replaced, and how many of each kind."""
+    return model.kept() if hasattr(model, "kept") else {}
 
 
 def _sources(model, sources: Callable) -> dict[str, str]:

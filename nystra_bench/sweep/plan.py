@@ -17,7 +17,6 @@ from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.grid import AVAILABLE, Combination, Option, Overrides
 from nystra_bench.sweep.inspection import use
 
-
 FEW = 3
 """So many sizes of windows a table names one by one."""
 
@@ -231,8 +230,9 @@ def _check_model_fits(c: Combination, model: dict, task: dict) -> None:
 
 def _own_windows(c: Combination, model: dict | None, window: int | str | None) -> str | None:
     """Why a model that works in its own windows alone is not run in others."""
-    if not model or model.get("resizable", True) or window == model["native_window"]:
+    if not model or c.model is None or model.get("resizable", True) or window == model["native_window"]:
         return None
+    assert c.model
     return f"{c.model.name} works in its own windows alone ({model['native_window']}), not in window_size={window}"
 
 

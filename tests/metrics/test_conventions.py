@@ -119,7 +119,8 @@ def test_y_of_a_photograph_is_scikit_images():
 def test_prepared_images_have_the_stated_form(image, convention, border):
     prepared = replace(convention, border=border).prepare(image)
     height, width, channels = image.shape
-    assert prepared.shape == (height - 2 * border, width - 2 * border, 1 if "y" in convention.colour.split() else channels)
+    kept = 1 if "y" in convention.colour.split() else channels
+    assert prepared.shape == (height - 2 * border, width - 2 * border, kept)
     assert prepared.dtype == np.float64
     if convention.clipped:
         assert prepared.min() >= 0 and prepared.max() <= 1
@@ -208,7 +209,8 @@ def test_every_convention_says_all_in_words():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="colour=cmyk is unknown: accepted are rgb, y, y or grey, grey of rgb, grey, any"):
+    accepted = "accepted are rgb, y, y or grey, grey of rgb, grey, any"
+    with pytest.raises(ValueError, match=f"colour=cmyk is unknown: {accepted}"):
         Convention(colour="cmyk")
     with pytest.raises(ValueError, match="border=-1"):
         Convention(border=-1)

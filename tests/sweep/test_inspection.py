@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -61,8 +62,7 @@ def is_alive(process):
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    with open(f"/proc/{process}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] != "Z"
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux's /proc")
@@ -71,7 +71,7 @@ def test_it_ends_when_its_parent_is_killed(waiting, tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", code], env=child_environment())
     try:
         wait_for(lambda: (tmp_path / "started").exists())
-        children = open(f"/proc/{parent.pid}/task/{parent.pid}/children").read().split()
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()

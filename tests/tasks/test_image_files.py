@@ -2,10 +2,11 @@
 
 import os
 import socket
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from shared_data import SHARED, needs_cases
 
 from nystra_bench.errors import UserError
@@ -147,6 +148,23 @@ def test_pixmaps_of_16_bits_are_refused(tmp_path, content):
     (tmp_path / "deep.ppm").write_bytes(content)
     with pytest.raises(UserError, match="deep.ppm has mode .*16 bits: accepted are 8-bit"):
         read_image(tmp_path / "deep.ppm")
+
+
+@pytest.mark.parametrize("error", [TypeError("Missing dimensions"), struct.error("unpack"), KeyError(256), EOFError()])
+def test_whatever_pillow_stumbles_over_makes_a_file_broken(tmp_path, monkeypatch, error):
+    """The first of these came out of 2,000 damaged files."""
+
+    def stumble(*_):
+        raise error
+
+    file = save(tmp_path / "a.tif")
+    monkeypatch.setattr(ImageOps, "exif_transpose", lambda *_, **__: stumble())
+    with pytest.raises(UserError, match="a.tif cannot be read as an image .*: mend or remove it"):
+        read_image(file)
+    monkeypatch.setattr(Image, "open", stumble)
+    with pytest.raises(UserError, match="a.tif cannot be read as an image .*: mend or remove it"):
+        image_size(file)
+    assert frames(file) == 1
 
 
 # --------------------------------------------------------------------------- what is left out

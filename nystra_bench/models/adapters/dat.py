@@ -1,4 +1,4 @@
-"""DAT (Chen et al., arXiv 2308.03364): two halves of the channels in lying and standing windows, and channel attention."""
+"""DAT (Chen et al., arXiv 2308.03364): halves of the channels in lying and standing windows, and channel attention."""
 
 from __future__ import annotations
 

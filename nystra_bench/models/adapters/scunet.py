@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from nystra_bench.models.sites import Adapter, Site
@@ -11,6 +13,8 @@ from nystra_bench.sizes import Size
 
 class MapSite(Site):
     """Rolls and cuts the map itself: (B, height, width, C) -> the same."""
+
+    type: Any  # nn.Module has a method of that name
 
     def window_of_module(self) -> Size:
         return self.window_size
@@ -22,7 +26,7 @@ class MapSite(Site):
         return bias_from_table(self.relative_position_params.flatten(1).t(), size)
 
     def forward(self, x: Tensor) -> Tensor:
-        shifted = self.type != "W"
+        shifted = vars(self)["type"] != "W"  # nn.Module has a method of that name
         regions = self.regions(x.shape[1], x.shape[2], shifted, x.device)
 
         def attend(windows: Tensor) -> Tensor:

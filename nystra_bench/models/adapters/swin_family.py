@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -16,9 +18,12 @@ class SwinBlock:
     The dense mask, which would be made at every call, is left out.
     """
 
+    attn: Site
+    shift_size: int
+
     def forward(self, x: Tensor, x_size: tuple[int, int], *further) -> Tensor:
         self.attn.told = (*x_size, self.shift_size > 0)
-        return super().forward(x, x_size, *further)
+        return super().forward(x, x_size, *further)  # type: ignore[misc]  # of the module's own class
 
     def calculate_mask(self, x_size: tuple[int, int]) -> Tensor:
         return torch.empty(0)
@@ -30,7 +35,7 @@ class SwinSite(Site):
     def window_of_module(self) -> Size:
         return plain(self.window_size)
 
-    def bias_weights(self) -> tuple[Tensor, ...]:
+    def bias_weights(self) -> Iterable[Tensor]:
         return (self.relative_position_bias_table,)
 
     def position_bias(self, size: Size) -> Tensor:

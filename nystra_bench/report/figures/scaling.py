@@ -122,7 +122,7 @@ class _Curves:
             dress: dict[str, Any] = {"marker": look[attention].marker, "linewidth": width}
             (line,) = axes.plot(points[self.x], points[self.y], color=colour, linestyle=style, markersize=3.5, **dress)
             handles[self._label(row)] = line
-            self._spread(axes, points, colour)
+            self._spread(axes, points, colour, look[attention].marker)
             ends |= self._end(axes, row, points.iloc[-1], colour)
         return handles | ends
 
@@ -134,13 +134,13 @@ class _Curves:
         exponent, low, high = (number(value, 2) for value in found)
         return f"{brief_label(self.data, row)}: b = {exponent} ({low} to {high})"
 
-    def _spread(self, axes: Axes, points: pd.DataFrame, colour: str) -> None:
+    def _spread(self, axes: Axes, points: pd.DataFrame, colour: str, marker: str) -> None:
         """The interval of the median, and open marks where a timing is unstable."""
         if self.cost != "time":
             return
         axes.vlines(points[self.x], points["ms_low"], points["ms_high"], color=colour, linewidth=1.0, alpha=0.7)
         unsure = points[points["unstable"].astype(bool)]
-        axes.plot(unsure[self.x], unsure["ms"], "o", color="white", markeredgecolor=colour, markersize=4, zorder=3)
+        axes.plot(unsure[self.x], unsure["ms"], marker, color="white", markeredgecolor=colour, markersize=4, zorder=3)
 
     def _end(self, axes: Axes, row: int, last: pd.Series, colour: str) -> dict[str, Line2D]:
         kinds = self.rows.loc[(self.rows["row"] == row) & self.rows["kind"].isin(list(ENDS)), "kind"]
