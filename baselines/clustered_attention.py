@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from baselines.common import (
+from nystra_bench.attention.base import Attention, Window
+from nystra_bench.attention.parameters import check_whole_numbers
+from nystra_bench.attention.precision import at_least_float32
+
+from .common import (
     gaussian_directions,
     one_hot,
     refuses_more_than_tokens,
     take_rows,
 )
-from nystra_bench.attention.base import Attention, Window
-from nystra_bench.attention.parameters import check_whole_numbers
-from nystra_bench.attention.precision import at_least_float32
 
 
 class ClusteredAttention(Attention):

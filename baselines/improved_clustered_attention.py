@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from baselines.clustered_attention import ClusteredAttention
-from baselines.common import take_rows
 from nystra_bench.attention.base import Window
 from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.precision import at_least_float32
+
+from .clustered_attention import ClusteredAttention
+from .common import take_rows
 
 
 class ImprovedClusteredAttention(ClusteredAttention):

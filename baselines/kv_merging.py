@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baselines.common import one_hot
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.landmarks import landmark_grid, refuses_landmarks
 from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.precision import at_least_float32
+
+from .common import one_hot
 
 
 class MergedAttention(Attention):
@@ -47,7 +48,7 @@ class MergedAttention(Attention):
 
     def _destinations(self, window: Window, device: torch.device) -> Tensor:
         """Token at the centre of each cell of the grid, (m,) int64."""
-        rows, columns = landmark_grid(self.landmarks)
+        rows, columns = landmark_grid(self.landmarks, window.height, window.width)
         y = (2 * torch.arange(rows, device=device) + 1) * window.height // (2 * rows)
         x = (2 * torch.arange(columns, device=device) + 1) * window.width // (2 * columns)
         return (y[:, None] * window.width + x).flatten()

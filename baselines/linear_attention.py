@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from baselines.feature_map import FeatureMapAttention
 from nystra_bench.attention.base import Window
+
+from .feature_map import FeatureMapAttention
 
 
 class LinearAttention(FeatureMapAttention):

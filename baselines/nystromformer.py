@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from baselines.common import refuses_more_than_tokens
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.landmarks import pooled_landmarks, refuses_landmarks
 from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.pinv import INITS, razavi_pinv
 from nystra_bench.attention.precision import at_least_float32
+
+from .common import refuses_more_than_tokens
 
 LANDMARKS_FROM = ("segments", "cells")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from baselines.common import gaussian_directions
-from baselines.feature_map import FeatureMapAttention
 from nystra_bench.attention.base import Window
 from nystra_bench.attention.parameters import check_whole_numbers
+
+from .common import gaussian_directions
+from .feature_map import FeatureMapAttention
 
 
 class PerformerAttention(FeatureMapAttention):

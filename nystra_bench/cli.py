@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sys
 import traceback
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from nystra_bench import __version__
+from nystra_bench.arguments import Arguments, parse, quoted, read, read_parameters
 from nystra_bench.configuration import Catalogue, add_to_path, configs_folder
 from nystra_bench.errors import UserError, did_you_mean, unknown
 from nystra_bench.sweep.files import DISK
-from nystra_bench.sweep.grid import AXES, OPTION_AXES, Overrides, blocks_of
+from nystra_bench.sweep.grid import AXES, blocks_of
 
 USAGE = """\
 usage: python -m nystra_bench +sweep=NAME [option=value ...]
@@ -41,29 +40,25 @@ usage: python -m nystra_bench +sweep=NAME [option=value ...]
   name=FOLDER  results=DIR         results go to DIR/FOLDER
   plugins=[DIR]                    folder with options of your own (attention/NAME.yaml and its Python file)
 
-The other options, with what they mean, are in {config}."""
+  --cfg job                        print the settings of the run, without running it
+  --version  --help
+
+Names and paths stand as they are: results=~/my results. What may be several is given as a list, [a,b]; text with a
+comma in it then takes two kinds of quotes: "task.images='a, b'". The other options, with what they
+mean, are in {config}."""
 
 MODES = ("run", "plan", "report")
-
-
-@dataclass
-class Arguments:
-    """The command line, taken apart: ``sweep``, what replaces axes, and what Hydra composes."""
-
-    sweep: str | None = None
-    overrides: Overrides = field(default_factory=Overrides)
-    settings: list[str] = field(default_factory=list)
-    search: list[Path] = field(default_factory=list)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 all done or skipped, 2 some cells failed, 1 anything else."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if not argv or {"-h", "--help"} & set(argv):
+        if not argv:
             print(usage())
-            return 0 if argv else 1
-        return _run(argv)
+            return 1
+        flags = [word for word in argv if word.startswith("-")]
+        return _answer(flags[0], argv) if flags else _run(argv)
     except UserError as error:
         print(f"nystra_bench: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -99,6 +94,8 @@ def usage() -> str:
 
 
 def _run(argv: list[str]) -> int:
+    if sys.platform == "win32":
+        raise UserError("Windows is not supported: accepted are Linux, macOS, and Linux under Windows (WSL)")
     arguments = parse(argv)
     config, catalogue = compose_config(arguments)
     from nystra_bench.sweep.engine import Engine
@@ -107,71 +104,45 @@ def _run(argv: list[str]) -> int:
     return {"run": engine.run, "plan": engine.show_plan, "report": engine.report_again}[config["mode"]]()
 
 
-# --------------------------------------------------------------------------- taking the command line apart
-
-
-def parse(argv: list[str]) -> Arguments:
-    """Tell the sweep, the axes and the settings apart; values follow Hydra's grammar of overrides.
+def _answer(flag: str, argv: list[str]) -> int:
+    """The flags that a Hydra user may try: those that make sense here, and a sentence for the others.
 
     Raises:
-        UserError: a word is no ``option=value``, or has no value.
+        UserError: the flag is not accepted.
     """
-    arguments = Arguments()
-    for word in argv:
-        override = _parse_word(word)
-        key = override.key_or_group
-        choice, _, parameter = key.partition(".")
-        if key == "sweep":
-            arguments.sweep = str(override.value())
-        elif key in ("hydra.searchpath", "plugins"):
-            arguments.search += [Path(str(v).removeprefix("file://")).expanduser() for v in _values(override)]
-        elif key in AXES:
-            arguments.overrides.axes[key] = _some_values(word, override)
-        elif choice in OPTION_AXES and parameter:
-            arguments.overrides.parameters.setdefault(choice, {})[parameter] = _some_values(word, override)
-        else:
-            arguments.settings.append(word)
-    return arguments
-
-
-def _parse_word(word: str) -> Override:
-    try:
-        override = OverridesParser.create().parse_override(word)
-    except HydraException as error:
+    if flag in ("-h", "--help"):
+        print(usage())
+    elif flag == "--version":
+        print(f"nystra_bench {__version__}")
+    elif flag.partition("=")[0] in ("-c", "--cfg"):
+        _show_settings(flag, argv)
+    elif flag in ("-m", "--multirun"):
         raise UserError(
-            f"{word} cannot be read as an option: accepted is option=value, with lists as [a,b] and text with "
-            "blanks or commas in quotes"
-        ) from error
-    if override.is_delete() or override.package is not None:
-        raise UserError(f"{word} is not accepted: an option is given as option=value")
-    return override
+            f"{flag} is not accepted: one run takes lists and measures all their combinations, as "
+            "attention=[exact,nystra] window_size=[16,32]"
+        )
+    else:
+        raise UserError(
+            f"{flag} is not accepted: accepted are option=value, --cfg job, --version and --help; folders with options "
+            "of your own are given with plugins=[DIR]"
+        )
+    return 0
 
 
-def _some_values(word: str, override: Override) -> list:
-    try:
-        values = _values(override)
-    except HydraException as error:
-        raise UserError(f"{word} cannot be read: accepted are value, [value,value] and range(first,last)") from error
-    if not values:
-        raise UserError(f"{word} holds no value: accepted are one or more, as [value,value]")
-    return values
-
-
-def _values(override: Override) -> list:
-    """The values as a list: from ``a``, ``[a,b]``, ``a,b`` or ``range(1,5)``."""
-    if override.is_sweep_override():
-        return [_plain(value) for value in override.sweep_iterator(lambda value: value)]
-    value = override.value()
-    return [_plain(v) for v in value] if isinstance(value, list) else [_plain(value)]
-
-
-def _plain(value: object) -> object:
-    """Without the quotes that Hydra's grammar keeps, in mappings and lists too."""
-    if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value.text if isinstance(value, QuotedString) else value
+def _show_settings(flag: str, argv: list[str]) -> None:
+    """What ``--cfg job`` prints: the settings as composed, with what the command line replaces in them."""
+    words = [word for word in argv if word != flag]
+    name, _, kind = flag.partition("=")
+    if not kind:
+        after = argv[argv.index(flag) + 1 :][:1]
+        kind = after[0] if after else ""
+        words = words[: argv.index(flag)] + words[argv.index(flag) + 1 :]
+    if kind != "job":
+        raise UserError(f"{name} {kind} is not accepted: accepted is {name} job")
+    arguments = parse(words)
+    config, _ = compose_config(arguments)
+    given = {"axes": arguments.overrides.axes, "parameters": arguments.overrides.parameters}
+    print(OmegaConf.to_yaml({**config, "given": given}), end="")
 
 
 # --------------------------------------------------------------------------- composing
@@ -188,26 +159,38 @@ def compose_config(arguments: Arguments) -> tuple[dict, Catalogue]:
             raise UserError(f"plugins={folder} is no folder: accepted are folders with attention/, task/, … in them")
     search = [folder.resolve() for folder in arguments.search]
     catalogue = Catalogue([*search, configs_folder()])
-    words = [f"hydra.searchpath=[{','.join(map(_quoted, search))}]"] if search else []
+    add_to_path(search)
+    read_parameters(arguments, catalogue)
     try:
         with initialize_config_dir(str(configs_folder()), version_base="1.3"):
             base = compose("config")
             _check_settings(arguments.settings, base)
-            _check_sweep(arguments.sweep, catalogue)
-            given = settings_of(arguments.sweep, catalogue)
+            sweep = _check_sweep(arguments.sweep, catalogue)
+            given = settings_of(sweep, catalogue)
             _check_settings(given, base)
             # Of two words for one setting the last counts: the user's.
-            words += [f"+sweep={arguments.sweep}", *given, *arguments.settings]
-            composed = compose("config", overrides=words)
-        config = OmegaConf.to_container(composed, resolve=True)
+            composed = _composed(f"+sweep={sweep}", [*given, *arguments.settings], search)
+        config = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         told = " ".join(str(error).split())[:300]
         raise UserError(f"the options do not fit together: {told}") from error
-    config |= {"sweep_name": arguments.sweep, "plugins": [str(folder) for folder in search]}
-    add_to_path(search)
-    config["sweep"]["blocks"] = blocks_of(config["sweep"], catalogue, (arguments.sweep,))
+    config |= {"sweep_name": sweep, "plugins": [str(folder) for folder in search]}
+    config["sweep"]["blocks"] = blocks_of(config["sweep"], catalogue, (sweep,))
     _check_values(config)
     return config, catalogue
+
+
+def _composed(sweep: str, settings: list[str], search: list[Path]) -> DictConfig:
+    """The settings, and the sweep, which alone is looked for in folders of plug-ins.
+
+    In all of them Hydra would take a folder there that is called like a setting (``results/``) for its options.
+    """
+    path = [f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in search)}]"] if search else []
+    of_sweep = [word for word in settings if word.startswith("sweep.")]
+    composed = compose("config", overrides=[word for word in settings if word not in of_sweep])
+    with open_dict(composed):
+        composed.sweep = compose("config", overrides=[*path, sweep, *of_sweep]).sweep
+    return composed
 
 
 def settings_of(sweep: str, catalogue: Catalogue) -> list[str]:
@@ -230,24 +213,19 @@ def _flat(settings: dict, prefix: str = "") -> dict[str, object]:
     return found
 
 
-def _quoted(folder: Path) -> str:
-    """A folder for Hydra's search path; in quotes, since names may hold blanks and commas."""
-    escaped = str(folder).replace("'", "\\'")
-    return f"'file://{escaped}'"
-
-
-def _check_sweep(name: str | None, catalogue: Catalogue) -> None:
+def _check_sweep(name: str | None, catalogue: Catalogue) -> str:
     accepted = catalogue.names("sweep")
     if name is None:
         raise UserError(f"no sweep is given: add +sweep=NAME, accepted are {', '.join(accepted)}")
     if name not in accepted:
         raise unknown("sweep", name, accepted)
+    return name
 
 
 def _check_settings(words: list[str], base: DictConfig) -> None:
     known = [*_dotted(base), *AXES]
     for word in words:
-        override = _parse_word(word)
+        override = read(word)
         key = override.key_or_group
         group = OmegaConf.select(base, key)
         if isinstance(group, DictConfig) and not isinstance(override.value(), dict):
@@ -260,8 +238,8 @@ def _check_settings(words: list[str], base: DictConfig) -> None:
 def _dotted(config: DictConfig, prefix: str = "") -> list[str]:
     keys = []
     for key, value in config.items():
-        nested = isinstance(value, DictConfig) and key != "sweep"
-        keys += _dotted(value, f"{prefix}{key}.") if nested else [f"{prefix}{key}"]
+        name = prefix + str(key)
+        keys += _dotted(value, f"{name}.") if isinstance(value, DictConfig) and key != "sweep" else [name]
     return keys
 
 
@@ -292,16 +270,40 @@ def _check_values(config: dict) -> None:
     _check_folders(config["results"], config["sweep_name"] if config["name"] is None else config["name"])
 
 
-def _check_number(name: str, value: object, kinds: type | tuple, least: float) -> None:
-    fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value) and value >= least
-    if not fits:
+MOST = {
+    "timing.rounds": 10_000,
+    "timing.min_rounds": 10_000,
+    "timing.budget_s": 7 * 86_400,
+    "timing.warmup_s": 3_600,
+    "timing.min_sample_ms": 60_000,
+    "tile": 65_536,
+    "timeout_s": 1_000_000,
+    "seed": 2**32 - 1,
+}
+"""What is surely a slip of the hand above: a run would last for ever, or fail in each cell."""
+
+
+def _check_number(name: str, value: Any, kinds: type | tuple, least: float) -> None:
+    most = MOST.get(name, 10**9)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and isinstance(value, kinds)
+    if not is_number or not least <= value <= most:
         what = "whole numbers" if kinds is int else "numbers"
-        raise UserError(f"{name}={value} is out of range: accepted are {what} from {least} on")
+        raise UserError(f"{name}={value} is out of range: accepted are {what} from {least} on, up to {most}")
+
+
+LONGEST_NAME = 255
+"""Bytes that file systems take."""
 
 
 def _check_folders(results: object, name: object) -> None:
     if isinstance(results, (list, dict)) or not str(results or "").strip():
         raise UserError(f"results={results} is no folder: accepted is a path")
+    for option, part in [*(("results", part) for part in Path(str(results)).parts), ("name", str(name))]:
+        if len(os.fsencode(part)) > LONGEST_NAME:
+            raise UserError(
+                f"{option}={results if option == 'results' else name} holds a name of {len(os.fsencode(part))} bytes: "
+                f"accepted are up to {LONGEST_NAME}"
+            )
     parts = str(name).split("/")
     fits = all(part.strip() and not part.startswith(".") for part in parts) and parts[0] != "store"
     if isinstance(name, (list, dict)) or not fits:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -92,7 +96,7 @@ def add_to_path(folders: Iterable[Path]) -> None:
     sys.path[:] = own + [entry for entry in sys.path if entry not in own]
 
 
-def locate(target: str) -> object:
+def locate(target: str) -> Any:
     """The object that ``_target_`` names, as ``package.module.Name``.
 
     Raises:
@@ -101,12 +105,12 @@ def locate(target: str) -> object:
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's own module raises, a syntax error too
+    except (Exception, SystemExit) as error:  # whatever the user's own module raises, a syntax error too
         told = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"_target_={target} cannot be imported ({told}): accepted is package.module.Name") from error
 
 
-def instantiate(config: Mapping) -> object:
+def instantiate(config: Mapping) -> Any:
     """Call what ``_target_`` names with the other entries as arguments, as Hydra's ``instantiate`` does.
 
     The worker and the library are spared Hydra's import by it. Mistakes in values are the user's.
@@ -123,7 +127,17 @@ def instantiate(config: Mapping) -> object:
         return callee(**arguments)
     except (ValueError, TypeError) as error:
         raise UserError(f"{config['_target_'].rpartition('.')[2]}: {error}") from error
+    except _FAULTS as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"_target_={config['_target_']} cannot be made ({told}; {last.filename}, line {last.lineno}): accepted is "
+            "what takes the entries beside it"
+        ) from error
 
+
+_FAULTS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError)
+"""What the code of a plug-in may raise, besides what is wrong with a value; not what tells that memory ran out."""
 
 _PLAIN = {int: "whole numbers", float: "numbers", bool: "true and false", NoneType: "null"}
 
@@ -134,13 +148,45 @@ def _check_types(callee: Callable, arguments: Mapping[str, object]) -> None:
     Raises:
         ValueError: a value is of another type.
     """
-    try:
-        hints = typing.get_type_hints(callee.__init__ if inspect.isclass(callee) else callee)
-    except (NameError, TypeError):  # names that only a type checker imports
-        return
+    hints = _hints(callee)
     for name, value in arguments.items():
-        hint = hints.get(name)
-        kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        kinds = _kinds(hints.get(name))
         taken = {*kinds, int} if float in kinds else kinds
-        if set(kinds) <= set(_PLAIN) and type(value) not in taken:
-            raise ValueError(f"{name}={value} does not fit: accepted are {' or '.join(_PLAIN[kind] for kind in kinds)}")
+        is_nan = isinstance(value, float) and math.isnan(value)
+        if is_nan or (set(kinds) <= set(_PLAIN) and type(value) not in taken):
+            accepted = " or ".join(_PLAIN[kind] for kind in kinds if kind in _PLAIN) or "other values"
+            raise ValueError(f"{name}={value} does not fit: accepted are {accepted}")
+
+
+def _hints(callee: Callable) -> dict[str, Any]:
+    """Annotations of what is called; none where they hold names that only a type checker imports."""
+    try:
+        return typing.get_type_hints(callee.__init__ if inspect.isclass(callee) else callee)
+    except (NameError, TypeError):
+        return {}
+
+
+def _kinds(hint: Any) -> tuple:
+    """The types of which a value may be, of an annotation; a missing one takes what it may."""
+    return typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+
+
+def takes_text(catalogue: Catalogue, choice: str, parameter: str, look: bool = True) -> bool | None:
+    """Whether a parameter of a choice's options is text: by its value in their files, and where that is null by the
+    annotation of what they name.
+
+    Args:
+        look: whether to import that; where not, an open question is answered by None.
+    """
+    options = []
+    for name in catalogue.names(choice):
+        with suppress(UserError):  # a file that cannot be read is a mistake where it is chosen
+            options.append(catalogue.option(choice, name))
+    having = [option for option in options if parameter in option]
+    values = [option[parameter] for option in having if option[parameter] is not None]
+    if values:
+        return any(isinstance(value, str) for value in values)
+    if having and not look:
+        return None
+    targets = dict.fromkeys(option["_target_"] for option in having if isinstance(option.get("_target_"), str))
+    return any({str, Path} & {*_kinds(_hints(locate(target)).get(parameter))} for target in targets)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -49,7 +50,6 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         timeout=TIMEOUT_S,
         kernel_name="python3",
         record_timing=False,
-        store_widget_state=False,
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute()
@@ -62,22 +62,28 @@ def clean(notebook: NotebookNode, folder: str) -> None:
         cell.metadata = {}
         for output in cell.get("outputs", []):
             if "text" in output:
-                output.text = output.text.replace(folder, "…")
+                output.text = of_no_place(output.text, folder)
             for kind, content in output.get("data", {}).items():
                 if kind == "image/png":
                     output.data[kind] = smaller(content)
                 elif isinstance(content, str):
-                    output.data[kind] = content.replace(folder, "…")
+                    output.data[kind] = of_no_place(content, folder)
             if output.get("data", {}).pop(WIDGET, None):
                 output.data["text/plain"] = SAVED
             output.get("metadata", {}).pop(WIDGET, None)
+
+
+def of_no_place(text: str, folder: str) -> str:
+    """Without the folder, and without addresses in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text.replace(folder, "…"))
 
 
 def smaller(png: str) -> str:
     """A PNG, in base64, with a palette of its own, where that is smaller."""
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     file = io.BytesIO()
-    image.quantize(COLOURS, method=Image.Quantize.MEDIANCUT).save(file, "PNG", optimize=True)
+    palette = image.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, kmeans=5)  # refined: rare colours count, too
+    palette.save(file, "PNG", optimize=True)
     return min(png, base64.b64encode(file.getvalue()).decode(), key=len)
 
 

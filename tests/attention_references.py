@@ -55,15 +55,19 @@ def identity(q, k, v) -> np.ndarray:
 # --------------------------------------------------------------------------- PnP-Nystra
 
 
-def grid(landmarks: int) -> tuple[int, int]:
-    """The h x w = landmarks with the least |h - w|, h <= w, found by trying all."""
-    pairs = [(h, w) for h in range(1, landmarks + 1) for w in range(h, landmarks + 1) if h * w == landmarks]
-    return min(pairs, key=lambda pair: pair[1] - pair[0])
+def grid(landmarks: int, height: int | None = None, width: int | None = None) -> tuple[int, int] | None:
+    """The h x w = landmarks with the least |h - w|, h <= w where there are two, found by trying all.
+
+    Within a window only those that fit in are tried; None where there is none.
+    """
+    heights, widths = (range(1, 1 + min(side or landmarks, landmarks)) for side in (height, width))
+    pairs = [(abs(h - w), h, w) for h in heights for w in widths if h * w == landmarks]
+    return min(pairs)[1:] if pairs else None
 
 
 def pooled(tokens: np.ndarray, height: int, width: int, landmarks: int) -> np.ndarray:
     """Mean of the tokens (N, d) of each cell; cell i of n on a side of s is floor(i s / n) to ceil((i + 1) s / n)."""
-    rows, columns = grid(landmarks)
+    rows, columns = grid(landmarks, height, width)
     image = tokens.reshape(height, width, -1)
     means = []
     for i in range(rows):

@@ -119,7 +119,9 @@ def test_the_documentation_names_every_function():
 
 def test_lists_are_those_of_the_configuration_folders():
     for choice, listed in (("attention", list_attentions()), ("model", list_models()), ("sweep", list_sweeps())):
-        assert sorted(listed) == sorted(file.stem for file in (ROOT / "configs" / choice).glob("*.yaml"))
+        folder = ROOT / "configs" / choice
+        files = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")]
+        assert sorted(listed) == sorted(files)
     assert all(list_models().values()) and all(list_sweeps().values())
     assert not any(text.startswith("#") for text in list_sweeps().values())
 
@@ -425,13 +427,12 @@ def test_what_pandas_makes_of_a_comparison_is_a_plain_frame(model, sample):
     assert table.to_csv().startswith("attention,deviation_psnr")
 
 
-def test_notebooks_show_the_table_and_the_pictures(model, sample):
-    from IPython.utils.capture import capture_output
-
+def test_notebooks_show_the_table_and_the_pictures(model, sample, monkeypatch):
+    displayed = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: displayed.append(data))
     table = compare(model, sample.degraded, {"<b>": "nystra", "exact": "exact"}, clean=sample.clean, timing=None)
-    with capture_output() as captured:
-        table._ipython_display_()
-    shown, pictures = (output.data for output in captured.outputs)
+    table._ipython_display_()
+    shown, pictures = displayed
     assert "&lt;b&gt;" in shown["text/html"] and "<b>" not in shown["text/html"]
     assert f"{table.psnr['exact']:.2f}" in shown["text/html"] and "∞" in shown["text/html"]
     assert "deviation_psnr" in shown["text/plain"]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import nystra_bench
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -40,14 +42,33 @@ def test_the_wheel_plans_the_default_sweep(site, tmp_path):
 
 def test_the_wheel_holds_the_baselines(site, tmp_path):
     make = (
-        "from nystra_bench.configuration import Catalogue, configs_folder, instantiate; import baselines;"
+        "import sys; from nystra_bench.configuration import Catalogue, configs_folder, instantiate;"
         "attention = instantiate(Catalogue([configs_folder()]).option('attention', 'performer'));"
-        "print(baselines.__file__, type(attention).__name__)"
+        "print(sys.modules[type(attention).__module__].__file__, type(attention).__module__)"
     )
     made = run(site, tmp_path, "-c", make)
     assert made.returncode == 0, made.stderr
-    file, name = made.stdout.split()
-    assert Path(file).is_relative_to(site) and name == "PerformerAttention"
+    file, module = made.stdout.split()
+    assert Path(file).is_relative_to(site) and module == "nystra_bench.baselines.performer"
+    assert not (site / "baselines").exists()
+
+
+@pytest.mark.parametrize("name", ["baselines", "configs", "tests"])
+def test_folders_of_the_users_own_that_are_called_like_ours(site, tmp_path, name):
+    """In the folder that the command is started in, which Python looks into first."""
+    (tmp_path / name).mkdir()
+    for file in ("__init__.py", "performer.py", "common.py"):
+        (tmp_path / name / file).write_text("raise RuntimeError('the wrong one')\n")
+    words = ["attention=[exact,performer]", "attention.features=8", "measure=quality", "mode=plan"]
+    plan = run(site, tmp_path, "-m", "nystra_bench", "+sweep=denoise", *words)
+    assert plan.returncode == 0, plan.stderr
+    assert "performer(" in plan.stdout
+
+
+def test_the_wheel_has_the_packages_version_and_types(site):
+    (metadata,) = site.glob("nystra_bench-*.dist-info/METADATA")
+    assert f"\nVersion: {nystra_bench.__version__}\n" in metadata.read_text()
+    assert (site / "nystra_bench" / "py.typed").is_file()
 
 
 def test_the_wheel_holds_what_the_report_draws_with(site):

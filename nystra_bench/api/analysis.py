@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -101,11 +102,12 @@ def attention_maps(
     from nystra_bench.measure.maps import layer_name
 
     known = list_layers(model)
-    layers = [layer_name(layer, known) for layer in ([layers] if isinstance(layers, (str, int)) else layers)]
+    wanted = [layers] if isinstance(layers, (str, int)) else layers
+    named_layers = [layer_name(layer, known) for layer in wanted]
     heads = [heads] if isinstance(heads, int) else heads if heads is None else list(heads)
     x = to_input(image, model)
     pixels = [_pixel(query) for query in queries]
-    found = find(model, x, named(attentions), pixels, layers, heads)
+    found = find(model, x, named(attentions), pixels, named_layers, heads)
     return AttentionMaps(found, to_array(image, x.shape[1]))
 
 
@@ -170,7 +172,7 @@ def time_attention(
 _PRECISIONS = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
 
 
-def _pixel(query: object) -> tuple[int, int]:
+def _pixel(query: Any) -> tuple[int, int]:
     try:
         row, column = query
         return int(row), int(column)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from nystra_bench.api.images import Image, channels_of, forward, to_array, to_input
 from nystra_bench.api.options import Attentions, catalogue, check_sites, load_attention, named, own_attention
@@ -20,6 +19,7 @@ from nystra_bench.instruments.timer import Timing
 from nystra_bench.metrics.base import Metric, SetMetric
 from nystra_bench.metrics.conventions import CONVENTIONS, Convention
 from nystra_bench.models.images import as_image
+from nystra_bench.models.windows import WindowedModel
 from nystra_bench.words import ORIGINAL, REFERENCES, RELEASED
 
 ATTENTIONS = ("exact", "sdpa", "identity", "nystra", "nystra_plus")
@@ -31,12 +31,12 @@ _DEFAULT_METRICS = {"truth": ("psnr", "ssim"), ORIGINAL: ("deviation_psnr", "dev
 
 
 def compare(
-    model: nn.Module,
+    model: WindowedModel,
     image: Image,
     attentions: Attentions = ATTENTIONS,
     *,
     clean: Image | None = None,
-    released: nn.Module | None = None,
+    released: WindowedModel | None = None,
     metrics: Sequence[str] | None = None,
     convention: str | Convention = "rgb8",
     timing: Timing | None = Timing(),  # noqa: B008  it is frozen
@@ -130,7 +130,8 @@ class Scores:
     def _numbers(self, result: Result, targets: Mapping[str, np.ndarray | None]) -> dict[str, float]:
         if result.output is None:
             return dict.fromkeys(self.metrics, np.nan)
-        return {name: m(result.output, targets[m.against], self.convention) for name, m in self.metrics.items()}
+        known = {name: target for name, target in targets.items() if target is not None}  # others have no metric
+        return {name: m(result.output, known[m.against], self.convention) for name, m in self.metrics.items()}
 
     def _released(self) -> np.ndarray | None:
         model = self.subject.released

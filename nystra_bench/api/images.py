@@ -39,7 +39,7 @@ def to_array(image: Image, channels: int, option: str = "image") -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         if not Path(image).is_file():
             raise UserError(f"{option}={image} is no file: {accepted}")
-        pixels = read_image(Path(image), option)
+        pixels: np.ndarray | None = read_image(Path(image), option)
     elif isinstance(image, Tensor):
         pixels = _from_tensor(image)
     elif isinstance(image, np.ndarray):
@@ -47,7 +47,8 @@ def to_array(image: Image, channels: int, option: str = "image") -> np.ndarray:
     else:
         raise UserError(f"{option} is of the type {type(image).__name__}: {accepted}")
     if pixels is None or pixels.ndim != 3 or pixels.shape[-1] != channels or 0 in pixels.shape:
-        shape = tuple(pixels.shape if isinstance(image, (str, os.PathLike)) else image.shape)
+        seen = pixels if isinstance(image, (str, os.PathLike)) else image
+        shape = tuple(seen.shape if seen is not None else ())
         raise UserError(f"{option} of the shape {shape} does not fit a model of {channels} channels: {accepted}")
     return _scaled(pixels, option, accepted)
 

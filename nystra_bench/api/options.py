@@ -16,6 +16,7 @@ from nystra_bench.configuration import Catalogue, configs_folder, instantiate
 from nystra_bench.errors import UserError, did_you_mean
 from nystra_bench.models import load_model, named_attention_sites
 from nystra_bench.models.checkpoints import resolve
+from nystra_bench.models.sites import adapters
 from nystra_bench.tasks.base import Task
 
 __all__ = ["load_model"]
@@ -115,13 +116,15 @@ def load_task(name: str, **parameters: Any) -> Task:
 def plug(model: nn.Module, attention: str | Attention) -> nn.Module:
     """Replace every attention of a model, in place, by this one; returns the model.
 
+    The model is one of ``load_model``, or one that spandrel loaded whose architecture has an adapter.
+
     Raises:
         UserError: the attention is unknown or refuses the model's windows, or the model has no attention to replace.
 
     >>> model = plug(load_model("swinir_denoise_w8"), "nystra(landmarks=8)")
     >>> model = unplug(model)
     """
-    check_sites(model)
+    check_sites(model, adapted_too=True)
     try:
         return models.plug(model, attention_of(attention))
     except ValueError as error:
@@ -134,7 +137,7 @@ def unplug(model: nn.Module) -> nn.Module:
     Raises:
         UserError: the model has no attention to replace.
     """
-    check_sites(model)
+    check_sites(model, adapted_too=True)
     return models.unplug(model)
 
 
@@ -177,25 +180,29 @@ def named(attentions: Attentions, known: Mapping[str, Attention] | None = None) 
     for label, attention in pairs:
         if label in found:
             raise UserError(f"attentions: {label} is there twice: accepted is a mapping that gives each its name")
-        is_known = known is not None and isinstance(attention, str) and attention in known
-        found[label] = known[attention] if is_known else attention_of(attention)
+        is_known = isinstance(attention, str) and attention in (known or {})
+        found[label] = (known or {})[attention] if is_known else attention_of(attention)
     if not found:
         raise UserError(f"attentions is empty: {_ACCEPTED}, or several of them")
     return found
 
 
-def check_sites(model: object) -> None:
-    """Hold a model to one whose attention can be replaced.
+def check_sites(model: object, adapted_too: bool = False) -> None:
+    """Hold a model to one whose attention can be replaced; with ``adapted_too`` to one that can be adapted, too.
 
     Raises:
         UserError: it is none.
     """
     if isinstance(model, nn.Module) and named_attention_sites(model):
         return
+    known = sorted(adapters()) if adapted_too else []
+    if type(getattr(model, "model", model)).__name__ in known:
+        return
     what = "has no attention that can be replaced" if isinstance(model, nn.Module) else "is no model"
     raise UserError(
-        f"model={type(model).__name__} {what}: accepted are models of load_model(NAME) and of other code whose "
-        "attentions are nystra_bench.models.windows.WindowAttention"
+        f"model={type(model).__name__} {what}: accepted are models of load_model(NAME), "
+        f"{''.join(f'{name}, ' for name in known)}"
+        "and models of other code whose attentions are nystra_bench.models.windows.WindowAttention"
     )
 
 
@@ -231,13 +238,16 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
         raise wrong
     try:
         call = ast.parse(f"_({match[2] or ''})", mode="eval").body
+        assert isinstance(call, ast.Call)  # as it is written above
         given = {word.arg: word.value for word in call.keywords}
-        values = {key: v.id if isinstance(v, ast.Name) else ast.literal_eval(v) for key, v in given.items()}
+        values: dict[Any, Any] = {
+            key: v.id if isinstance(v, ast.Name) else ast.literal_eval(v) for key, v in given.items()
+        }
     except (SyntaxError, ValueError, AttributeError) as error:
         raise wrong from error
     if call.args or None in values:
         raise wrong
-    return match[1], values
+    return str(match[1]), values
 
 
 def _has_weights(config: Mapping) -> bool:
@@ -249,11 +259,11 @@ def _has_weights(config: Mapping) -> bool:
 
 
 def _comment(options: Catalogue, choice: str, name: str) -> str:
-    """The comment at the head of an option's file."""
+    """The first sentence of the comment at the head of an option's file."""
     file = next(f for folder in options.folders if (f := folder / choice / f"{name}.yaml").is_file())
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.removeprefix("#").strip())
-    return " ".join(lines)
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(lines))[0]

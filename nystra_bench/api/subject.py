@@ -9,13 +9,14 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nystra_bench import models
 from nystra_bench.api.images import forward
 from nystra_bench.attention.base import Attention
 from nystra_bench.instruments.memory_guard import MemoryGuard
 from nystra_bench.models.images import as_image
+from nystra_bench.models.windows import WindowedModel
 from nystra_bench.sweep.workbench import reason_of, status_of
 
 logger = logging.getLogger("nystra_bench")
@@ -38,9 +39,9 @@ class Result:
 class Subject:
     """A model and its input, and for the original of deviations the model as released, where it is another."""
 
-    model: nn.Module
+    model: WindowedModel
     x: Tensor
-    released: nn.Module | None
+    released: WindowedModel | None
 
     @property
     def device(self) -> str:
@@ -48,8 +49,8 @@ class Subject:
 
     @cached_property
     def guard(self) -> MemoryGuard:
-        size = [tuple(self.x.shape[-2:])]
-        return MemoryGuard(size, self.x.shape[1], None, self.device, self.x.dtype, forward)
+        height, width = self.x.shape[-2:]
+        return MemoryGuard([(height, width)], self.x.shape[1], None, self.device, self.x.dtype, forward)
 
     def original(self, exact: Attention) -> np.ndarray:
         """The output of exact attention, in float32 at least, (height, width, C)."""

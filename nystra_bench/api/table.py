@@ -72,6 +72,7 @@ class Comparison(pd.DataFrame):
         from nystra_bench.report.figures.panel import Picture, draw_pictures
 
         *before, (title, original) = self.inputs.items()
+        assert original is not None, "the original's output is always there"
         height, width = original.shape[:2]
         shown = [Picture.of(name, _enlarged(image, height, width)) for name, image in before if image is not None]
         shown.append(Picture.of(title, original))

@@ -8,8 +8,8 @@ windows of one image stand together), H heads. Everything else that an attention
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class Window:
         self,
         height: int,
         width: int,
-        bias: Callable[[], Tensor] | None = None,
+        bias: Callable[[], Tensor | None] | None = None,
         regions: Callable[[], Tensor | None] | None = None,
         cache: Cache | None = None,
         shared: Cache | None = None,
@@ -85,11 +85,15 @@ class Window:
 
         Where gradients are recorded it is made at every call, so that they reach the model's parameters.
         """
-        if self._bias is None:
+        make = self._bias
+        if make is None:
             return None
-        if torch.is_grad_enabled():
-            return self._bias().to(dtype)
-        return self.cache.once_for_all(("bias", dtype), lambda: self._bias().to(dtype))
+
+        def of_dtype() -> Tensor | None:
+            made = make()
+            return None if made is None else made.to(dtype)
+
+        return of_dtype() if torch.is_grad_enabled() else self.cache.once_for_all(("bias", dtype), of_dtype)
 
     def kept_mask(self, dtype: torch.dtype) -> Tensor | None:
         """The mask (nW, N, N) of a dtype, made once for all layers of maps with these regions; not to be written to."""
@@ -109,6 +113,12 @@ def region_mask(regions: Tensor) -> Tensor:
     return torch.zeros(differs.shape, device=regions.device).masked_fill_(differs, MASKED)
 
 
+class Site(Protocol):
+    """A place in a model that holds a replaceable attention."""
+
+    attention: Attention
+
+
 class Attention(nn.Module):
     """Base class of all attentions, published and ours.
 
@@ -123,8 +133,8 @@ class Attention(nn.Module):
     exact: ClassVar[bool] = False
     """True where the method computes softmax(QK^T + B + M) V itself, not an approximation."""
 
-    uses_bias: ClassVar[bool] = False
-    folds_bias: ClassVar[bool] = False
+    uses_bias: bool = False
+    folds_bias: bool = False
     """Whether it uses the bias in the form of features of the tokens, of a lower rank."""
     uses_mask: ClassVar[bool] = False
 
@@ -145,7 +155,7 @@ class Attention(nn.Module):
     calibration_images: int = 0
     """How many images the method wants to see before it is used; a parameter may set it."""
 
-    def calibrate(self, sites: dict[str, nn.Module], restore: Callable[[Tensor], Tensor], images: list[Tensor]) -> dict:
+    def calibrate(self, sites: Mapping[str, Site], restore: Callable[[Tensor], Tensor], images: list[Tensor]) -> dict:
         """Fit the method to a model, without training and without clean images.
 
         Args:

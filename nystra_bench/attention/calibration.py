@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nystra_bench.attention.base import Attention, Window
+from nystra_bench.attention.base import Attention, Site, Window
 from nystra_bench.attention.sdpa import FusedAttention
 
 
@@ -46,16 +46,17 @@ class Recorder(Attention):
         self.sizes.add((window.height, window.width))
         return self.original(q, k, v, window)
 
-    def flops(self, attention: Attention) -> int:
+    def operations(self, attention: Attention) -> int:
+        """Those of an attention in the calls that were made."""
         return sum(attention.flops(*call) for call in self.calls)
 
 
 @torch.inference_mode()
 def choose(
-    sites: dict[str, nn.Module],
+    sites: Mapping[str, Site],
     restore: Callable[[Tensor], Tensor],
     images: list[Tensor],
-    candidates: dict[str, Attention],
+    candidates: Mapping[str, Attention],
     target_deviation: float,
 ) -> Chosen:
     """Choose a candidate for each layer such that all layers together reach the target on these images.
@@ -84,7 +85,7 @@ def choose(
         _place(sites, recorders)
         references = [restore(image).clamp(0, 1) for image in images]
 
-        def error(attentions: dict[str, Attention]) -> float:
+        def error(attentions: Mapping[str, Attention]) -> float:
             _place(sites, attentions)
             errors = [
                 (restore(x).clamp(0, 1) - y).square().mean().item() for x, y in zip(images, references, strict=True)
@@ -92,14 +93,15 @@ def choose(
             return max(sum(errors) / len(errors), torch.finfo(torch.float32).tiny)
 
         exact = FusedAttention()
-        everywhere = dict.fromkeys(sites, exact)
+        everywhere: dict[str, Attention] = dict.fromkeys(sites, exact)
         options = {}
         for name, recorder in recorders.items():
             usable = {label: a for label, a in candidates.items() if not any(a.refuses(*s) for s in recorder.sizes)}
             tried = [
-                Candidate(label, a, recorder.flops(a), error({**everywhere, name: a})) for label, a in usable.items()
+                Candidate(label, a, recorder.operations(a), error({**everywhere, name: a}))
+                for label, a in usable.items()
             ]
-            options[name] = _worthwhile([*tried, Candidate("exact", exact, recorder.flops(exact), 0.0)])
+            options[name] = _worthwhile([*tried, Candidate("exact", exact, recorder.operations(exact), 0.0)])
         state, measured = _first_that_reaches(
             _upgrades(options), lambda s: error({n: o.attention for n, o in s.items()}), 10 ** (-target_deviation / 10)
         )
@@ -118,7 +120,7 @@ def choose(
     )
 
 
-def _place(sites: dict[str, nn.Module], attentions: dict[str, Attention]) -> None:
+def _place(sites: Mapping[str, Site], attentions: Mapping[str, Attention]) -> None:
     for name, site in sites.items():
         site.attention = attentions[name]
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from nystra_bench.attention.base import Attention, Window, add_bias_and_mask
+
+LARGE = 2e9
+"""Bytes of logits from which on it is looked whether the memory holds them."""
 
 
 class ExactAttention(Attention):
@@ -24,6 +29,7 @@ class ExactAttention(Attention):
         return self.matrix(q, k, window) @ v
 
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
+        _check_room(q, k)
         logits = q @ k.transpose(-2, -1)
         return add_bias_and_mask(logits, *self.bias_and_mask(q, window)).softmax(-1)
 
@@ -33,3 +39,25 @@ class ExactAttention(Attention):
 
     def flops(self, windows: int, heads: int, tokens: int, dim: int, dim_v: int) -> int:
         return 2 * windows * heads * tokens * tokens * (dim + dim_v)
+
+
+def _check_room(q: Tensor, k: Tensor) -> None:
+    """Refuse logits that the memory cannot hold beside their softmax, before the system kills the process for them.
+
+    Raises:
+        MemoryError: there is less memory than that.
+    """
+    shape = (*q.shape[:-1], k.shape[-2])
+    needed = 2 * math.prod(shape) * q.element_size()
+    if needed < LARGE:
+        return
+    from nystra_bench.instruments.memory import free_memory
+
+    free = free_memory(q.device.type)
+    if free is not None and needed > free:
+        windows, heads, queries, keys = shape
+        raise MemoryError(
+            f"the logits of {windows} windows, {heads} heads and {queries} x {keys} tokens need about "
+            f"{needed / 1e9:.0f} GB and {free / 1e9:.0f} GB are free: accepted are smaller images, tiles, "
+            "or sdpa, which does not keep them"
+        )

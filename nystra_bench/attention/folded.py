@@ -44,7 +44,9 @@ class FoldedAttention(FusedAttention):
         return self.attend(q, k, v, None, window)[..., :dim_v]
 
     def _factors(self, window: Window) -> tuple[Tensor, Tensor]:
-        return bias_factors(centred(window.bias()), self.bias_rank)
+        bias = window.bias()
+        assert bias is not None, "asked for where there is one"
+        return bias_factors(centred(bias), self.bias_rank)
 
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
         bias = None

@@ -29,6 +29,7 @@ class Group:
 
     def put(self, part: Tensor, out: Tensor) -> None:
         """The inverse: write (n, H, N, d) into ``out`` (B * nW, H, N, d)."""
+        assert self.windows is not None, "all windows need no copy"
         _swap(out).index_copy_(0, self.windows, _swap(part))
 
 

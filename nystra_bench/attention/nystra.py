@@ -34,8 +34,8 @@ class NystraAttention(Attention):
     def __init__(self, landmarks: int = 16, iterations: int = 2, init: str = "global", guard: float = 5.0):
         super().__init__()
         check_whole_numbers(landmarks=(landmarks, 1), iterations=(iterations, 0))
-        if not isinstance(guard, (int, float)):
-            raise ValueError(f"guard={guard} is no number")
+        if not isinstance(guard, (int, float)) or not guard >= 0:
+            raise ValueError(f"guard={guard} is out of range: accepted are numbers from 0 on")
         if init not in INITS:
             raise ValueError(f"init={init} is unknown: accepted are {', '.join(INITS)}")
         self.landmarks = landmarks

@@ -177,9 +177,10 @@ class NystraPlusAttention(Attention):
         def make() -> BiasFeatures:
             f, g, diagonal = (x.to(like) for x in self._factors(window, heads))
             ones = like.new_ones(heads, 1, window.tokens)
-            rows = (torch.cat(x, 1) for x in ((f.mT, ones), (g.mT, ones), (f.mT, g.mT)))
             sample = every_other_token(g, window.height, window.width)
-            return BiasFeatures(*rows, g[:, self._centres(window, g.device)], sample, diagonal)
+            with_ones = torch.cat((f.mT, ones), 1), torch.cat((g.mT, ones), 1)
+            both = torch.cat((f.mT, g.mT), 1)
+            return BiasFeatures(*with_ones, both, g[:, self._centres(window, g.device)], sample, diagonal)
 
         return window.cache.once(("features", like.dtype), make)
 
@@ -190,7 +191,9 @@ class NystraPlusAttention(Attention):
             if not (window.has_bias and self.bias_rank):
                 nothing = torch.zeros(heads, window.tokens, 0)
                 return nothing, nothing, torch.zeros(heads, window.tokens)
-            bias = centred(window.bias())
+            bias = window.bias()
+            assert bias is not None  # as has_bias says
+            bias = centred(bias)
             return *bias_factors(bias, self.bias_rank), bias.diagonal(dim1=-2, dim2=-1).clone()
 
         return window.cache.once("factors", make)
@@ -262,7 +265,8 @@ class BiasFeatures:
         """F and G averaged with shares (H * b, m, N): (H * b, m, r) each."""
         by_head = shares.reshape(len(self.both), -1, shares.shape[-1])
         both = torch.bmm(self.both, by_head.mT).mT.reshape(*shares.shape[:2], -1)
-        return both.chunk(2, -1)
+        f, g = both.chunk(2, -1)
+        return f, g
 
     def own(self, q: Tensor, k: Tensor) -> Tensor:
         """Logits (H * b, 1, N) of each token with itself."""

@@ -46,15 +46,16 @@ class FusedAttention(Attention):
         dim_v = v.shape[-1]
         q, k, v = (_pad(t, kernel_width(t.shape[-1], t.dtype, t.device.type)) for t in (q, k, v))
         self._last = set()
-        out = None
+        out: Tensor | None = None
         for group in groups_of(window, len(q), q.dtype):
-            part = self._fused(*map(group.take, (q, k, v)), _sum(bias, group.mask))
+            part = self._fused(group.take(q), group.take(k), group.take(v), _sum(bias, group.mask))
             if group.windows is None:
                 out = part.clone() if part.requires_grad else part  # the kernel's backward pass needs it as it was
                 continue
             if out is None:
                 out = v.new_empty(len(v), *part.transpose(1, 2).shape[1:]).transpose(1, 2)
             group.put(part, out)
+        assert out is not None  # there is always a group
         return out[..., :dim_v]
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:

@@ -59,5 +59,5 @@ def _run(folder: Path, further: list[str]) -> int:
     # Neither the settings nor the cache of a project that the user happens to be in.
     words = ["-c", os.devnull, f"--rootdir={HERE}", "-p", "no:cacheprovider", "--import-mode=importlib"]
     words += ["--quiet", "--no-header", "--tb=short", "-rN", "--disable-warnings", f"--options={folder}"]
-    code = pytest.main([*words, *(str(module) for module in modules if module.is_file()), *further])
-    return {pytest.ExitCode.OK: 0, pytest.ExitCode.TESTS_FAILED: 2}.get(code, 1)
+    code = int(pytest.main([*words, *(str(module) for module in modules if module.is_file()), *further]))
+    return {int(pytest.ExitCode.OK): 0, int(pytest.ExitCode.TESTS_FAILED): 2}.get(code, 1)

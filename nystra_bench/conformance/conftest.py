@@ -121,5 +121,6 @@ def _failure(report: pytest.TestReport) -> str:
 
 
 def _reason(report: pytest.TestReport) -> str:
+    assert isinstance(report.longrepr, tuple)  # as of every test that was skipped
     _, _, reason = report.longrepr
     return f"skipped: {reason.removeprefix('Skipped: ')}"

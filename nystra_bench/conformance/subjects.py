@@ -9,6 +9,7 @@ import sys
 import traceback
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from nystra_bench.configuration import Catalogue, configs_folder, instantiate, locate
 from nystra_bench.errors import UserError, unknown
@@ -72,7 +73,7 @@ class Subject:
         """Its parameters with their values."""
         return self.tested.catalogue.parameters(self.choice, self.name)
 
-    def make(self, **changes: object) -> object:
+    def make(self, **changes: object) -> Any:
         """What the option stands for; ``changes`` replace those of its parameters that it has."""
         return instantiate(self.config | {name: value for name, value in changes.items() if name in self.config})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -160,7 +161,7 @@ class SyntheticStore:
             noisy = clean + (0 if name == "exact" else 0.1) * rng.standard_normal(clean.shape)
             self.quality(quality, scores(psnr, deviation), noisy)
             self.picture(quality, clean + 0.2 * rng.standard_normal(clean.shape), clean)
-            unstable = {"status": "unstable", "reason": "spread 12 %"} if name == "identity" else {}
+            unstable: dict[str, Any] = {"status": "unstable", "reason": "spread 12 %"} if name == "identity" else {}
             self.latency(self.cell("latency", name, params), samples, COMPANIONS, **unstable)
             self.memory(self.cell("memory", name, params))
             if name == "nystra":
@@ -230,7 +231,8 @@ def not_finite(store: SyntheticStore) -> None:
         store.memory(store.cell("memory", name, params, **about), nan, infinity, nan)
         store.bound(store.cell("bound", name, params, **about), {"matrix_error": [[number, 0.5]]})
         record = spectrum_record()
-        broken = {key: number for key in record if key not in ("layer", "head", "tokens", "singular_values")}
+        whole = ("layer", "head", "tokens", "singular_values")
+        broken: dict[str, Any] = {key: number for key in record if key not in whole}
         values = [1.0, *[number] * 49]
         store.spectrum(
             store.cell("spectrum", name, params, **about),
@@ -240,10 +242,38 @@ def not_finite(store: SyntheticStore) -> None:
                    outside=number, map_error=number)  # fmt: skip
 
 
+def without_models(store: SyntheticStore) -> None:
+    """Attentions alone, against the number of tokens: measured, ended, not finite, failed and missing."""
+    for mode, growth in (("window", 2.0), ("image", 1.0)):
+        for name, params in (("exact", {}), ("a<b>&|_%$", {}), ("nystra", NYSTRA), ("identity", {})):
+            times = {n: 1e-5 * n ** (growth if name == "exact" else 1.0) for n in (256, 1024, 4096, 16384)}
+            end = "a call would take about 9 s, more than 2 s" if name == "exact" else None
+            store.scaling(store.alone("scaling", name, params, shape="swinir_m", mode=mode), times, end)
+        bad = {256: float("inf"), 1024: float("nan"), 4096: 0.0}
+        store.scaling(store.alone("scaling", "bad", shape="6x30", mode=mode), bad, status="nonfinite", reason="NaN")
+    store.store.fail(store.alone("scaling", "broken", shape="global", mode="window"), "failed", "RuntimeError: no luck")
+    store.alone("scaling", "missing", shape="global", mode="window")
+
+
+def by_layer(store: SyntheticStore) -> None:
+    """Errors layer by layer: measured, none at all, not finite, and missing."""
+    infinity, nan = float("inf"), float("nan")
+    for bias in ("native", "interpolate"):
+        store.propagation(store.cell("propagation", "exact", position_bias=bias), (0.0, 0.0), (0.0, 0.0))
+        for landmarks in (8, 16):
+            cell = store.cell("propagation", "nystra", NYSTRA | {"landmarks": landmarks}, position_bias=bias)
+            store.propagation(cell, (0.1, 0.1), (0.3, 0.05), (1.2, 0.4))
+        cell = store.cell("propagation", "a<b>&|_%$", position_bias=bias)
+        store.propagation(cell, (0.1, 0.2), (infinity, nan), status="nonfinite", reason="NaN")
+    store.cell("propagation", "missing")
+
+
 CASES: dict[str, Callable[[SyntheticStore], None]] = {
     "full": SyntheticStore.fill,
     "empty": lambda store: None,
     "unmeasured": unmeasured,
     "not_finite": not_finite,
+    "without_models": without_models,
+    "by_layer": by_layer,
 }
 """What tables and figures have to bear, by name: fills an empty store."""

@@ -9,6 +9,8 @@ Three properties do not hold for every method; a class states those that it has 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -119,7 +121,8 @@ def test_images_and_windows_of_a_batch_do_not_influence_one_another(subject, win
     """The published start ``init=global`` of a pseudo-inverse is the exception; the other one is tested then."""
     attention = make(subject, **({"init": "matrix"} if has_pseudo_inverse(subject) else {}))
     lengths = torch.linspace(0.5, 2, IMAGES * WINDOWS)[:, None, None, None]
-    q, k, v = qkv[0] * lengths, *qkv[1:]
+    q, k, v = qkv
+    q = q * lengths
     with torch.inference_mode():
         together = attention(q, k, v, window)
         for image in range(IMAGES):
@@ -138,7 +141,7 @@ def test_memory_that_was_not_written_is_not_read(attention, window, qkv):
         expected = attention(*qkv, window)
         torch.use_deterministic_algorithms(True)
         try:
-            assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(8).isnan().all()
+            assert torch.empty(8).isnan().all()
             poisoned = attention(*qkv, window)
         finally:
             torch.use_deterministic_algorithms(False)
@@ -222,7 +225,8 @@ def _counted_flops(attention, window, side, dim_v, masked):
     tokens = side * side
     q, k, v = random_qkv(IMAGES * WINDOWS, HEADS, tokens, DIM, dim_v)
     aten = torch.ops.aten
-    mapping = {aten._scaled_dot_product_flash_attention_for_cpu: _fused_flops, aten.baddbmm_: _added_flops}
+    fused = aten._scaled_dot_product_flash_attention_for_cpu
+    mapping: dict[Any, Any] = {fused: _fused_flops, aten.baddbmm_: _added_flops}
     with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         attention(q, k, v, window)
     return counter.get_total_flops()

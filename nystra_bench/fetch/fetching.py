@@ -18,6 +18,7 @@ import pooch
 from filelock import FileLock, Timeout
 
 from nystra_bench.errors import UserError
+from nystra_bench.fetch import packages
 from nystra_bench.fetch.archives import unpack
 from nystra_bench.fetch.catalogue import Download, Item, cache_folder
 from nystra_bench.fetch.transfer import Resuming
@@ -118,6 +119,10 @@ def _get(download: Download, source: Path | None, recorded: dict, say: Say) -> N
 
 def _receive(item: Item, path: Path) -> str:
     """Download to ``path``; the partial file lies beside the target, or in the staged folder of several files."""
+    assert item.url is not None, "where there is no address the user gives the file"
+    if item.url.startswith(packages.SCHEME):
+        packages.receive(item.url, item.package_sha256, path)
+        return item.url
     part = path.with_name(f"{path.name.removeprefix('.new-')}.part")
     verified = item.sha256 is not None or item.sha256_prefix is not None
     # No known_hash: all that is known of the file is checked in one place, for files given by the user, too.
@@ -168,7 +173,8 @@ def _fault(download: Download, record: dict | None) -> str | None:
     """What is wrong with the files in place; None if nothing is."""
     if download.unpack and record is None:
         return "it was not put there by this command"
-    if download.unpack and download.sha256 not in (None, record["sources"].get(download.file, {}).get("sha256")):
+    sources = record["sources"] if record else {}
+    if download.unpack and download.sha256 not in (None, sources.get(download.file, {}).get("sha256")):
         return "it was unpacked from another archive"
     recorded = record["files"] if record else {}
     items = [Item(file) for file in recorded] if download.unpack else download.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.errors import UserError, outside_image, unknown
 from nystra_bench.instruments.probes import check_memory, look_at_layers, sites_of, window_matrices
 from nystra_bench.models.windows import Cut
+from nystra_bench.sizes import sides
 from nystra_bench.words import ORIGINAL
 
 
@@ -68,14 +70,15 @@ def locate_query(cut: Cut, query: tuple[int, int], height: int, width: int) -> S
     window, token = (int(number) for number in inside.nonzero()[0])
     here = places[window]
     # The tokens of a window that lie where they would without the shift's wrap-around, seen from the query's.
-    beside = torch.tensor([[*divmod(n, cut.size)] for n in range(cut.size**2)])
+    rows_of, columns_of = sides(cut.size)
+    beside = torch.tensor([divmod(n, columns_of) for n in range(rows_of * columns_of)])
     in_place = here - here[token] == cut.stride * (beside - beside[token])
     on_image = (here > -cut.stride) & (here < torch.tensor([height, width]))
     numbers = (in_place & on_image).all(-1).nonzero()[:, 0]
     rows, columns = (len(set(side.tolist())) for side in beside[numbers].T)
     top, left = here[numbers[0]].tolist()
     box = (top, left, rows * cut.stride, columns * cut.stride)
-    return Spot(tuple(query), window, token, box, numbers.view(rows, columns))
+    return Spot((query[0], query[1]), window, token, box, numbers.view(rows, columns))
 
 
 def attention_maps(
@@ -129,7 +132,7 @@ def attention_maps(
     return [m for name in methods for layer in layers for m in found[layer] if m.attention == name]
 
 
-def cuts_of(model: nn.Module, height: int, width: int) -> dict[str, Cut]:
+def cuts_of(model: Any, height: int, width: int) -> dict[str, Cut]:
     """Where the windows of each layer lie on an image of this size.
 
     Raises:

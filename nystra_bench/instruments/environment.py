@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from nystra_bench import baselines
+
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "hydra-core", "pandas", "nystra-bench")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "KMP_BLOCKTIME")
 KEEP_MEMORY = {
@@ -80,15 +82,16 @@ def hardware(device: str) -> str:
 
 
 def source_digest(plugins: Iterable[str] = ()) -> str:
-    """SHA-256 over the sources of the package, of ``baselines`` and of plug-ins: which code measured.
+    """SHA-256 over the sources of the package, of its baselines and of plug-ins: which code measured.
 
     Also where there is no git.
 
     Args:
         plugins: folders; all Python files below them count.
     """
+    outside = (path for path in map(Path, baselines.__path__) if not path.is_relative_to(ROOT))
     total = hashlib.sha256()
-    for folder in (ROOT, ROOT.parent / "baselines", *map(Path, plugins)):
+    for folder in (ROOT, *outside, *map(Path, plugins)):
         for file in sorted(folder.rglob("*.py")):
             total.update(f"{file.relative_to(folder.parent)}\n".encode() + file.read_bytes())
     return total.hexdigest()

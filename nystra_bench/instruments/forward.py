@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nystra_bench.attention.base import Attention
 from nystra_bench.instruments.statistics import Ratio
 from nystra_bench.instruments.timer import Clock, Entry, Timing, run_rounds, warm_up
 from nystra_bench.models import forget, plug, setup_seconds
+from nystra_bench.models.windows import WindowedModel
 from nystra_bench.words import RELEASED
 
 
 class ForwardPass:
     """A call of a model, which keeps its last output."""
 
-    def __init__(self, forward: Callable[[nn.Module], Tensor], model: nn.Module):
+    def __init__(self, forward: Callable[[WindowedModel], Tensor], model: WindowedModel):
         self.forward, self.model = forward, model
         self.output: Tensor | None = None
 
@@ -35,11 +36,11 @@ class ForwardTimer:
         released: the model as released; None where it is not timed, or is ``model`` itself.
     """
 
-    model: nn.Module
-    forward: Callable[[nn.Module], Tensor]
+    model: WindowedModel
+    forward: Callable[[WindowedModel], Tensor]
     timing: Timing
     clock: Clock
-    released: nn.Module | None = None
+    released: WindowedModel | None = None
 
     def entries(self, references: Mapping[str, Attention], others: Mapping[str, Attention]) -> dict[str, Entry]:
         """An entry for each attention by its name, and one for the released model; none is warmed up yet."""
@@ -48,11 +49,14 @@ class ForwardTimer:
             entries[RELEASED] = self._entry(self.released, None)
         return entries | {name: self._entry(self.model, attention) for name, attention in others.items()}
 
-    def _entry(self, model: nn.Module, attention: Attention | None) -> Entry:
-        prepare = (lambda: None) if attention is None else (lambda: plug(model, attention))
+    def _entry(self, model: WindowedModel, attention: Attention | None) -> Entry:
+        def prepare() -> None:
+            if attention is not None:
+                plug(model, attention)
+
         return Entry(prepare, ForwardPass(self.forward, model))
 
-    def model_of(self, name: str) -> nn.Module:
+    def model_of(self, name: str) -> WindowedModel:
         """The model that the entry of this name calls."""
         return self.released if name == RELEASED and self.released is not None else self.model
 
@@ -91,6 +95,7 @@ def _settle(entries: dict[str, Entry]) -> dict[str, str]:
         if not entry.long:
             entry.prepare()
             entry.call()
+        assert isinstance(entry.call, ForwardPass) and entry.call.output is not None
         if not entry.call.output.isfinite().all():
             broken[name] = "the output holds NaN or infinite numbers"
     return broken

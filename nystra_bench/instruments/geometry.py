@@ -80,7 +80,7 @@ def sides_of(sizes: Iterable[int] | int | None, mode: str) -> list[int]:
 
 def _side(tokens: object, mode: str) -> int:
     is_number = isinstance(tokens, int) and not isinstance(tokens, bool)
-    side = math.isqrt(tokens) if is_number and tokens > 0 else 0
+    side = math.isqrt(tokens) if isinstance(tokens, int) and is_number and tokens > 0 else 0
     fits = side >= 2 and side * side == tokens
     if mode == "window" and not fits:
         low = max(side, 2)

@@ -28,12 +28,32 @@ def available(device: str) -> str | None:
 def free_memory(device: str) -> float | None:
     """Bytes that this process may still take: of the GPU, or of the machine within its control group's limit.
 
+    What it has freed and its allocator keeps (``environment.KEEP_MEMORY``) is counted, too: it is taken again first.
     None where the system does not tell.
     """
     if device == "cuda":
         return float(torch.cuda.mem_get_info()[0])
     found = [_meminfo("MemAvailable"), _control_group_rest()]
-    return min((value for value in found if value is not None), default=None)
+    left = min((value for value in found if value is not None), default=None)
+    return None if left is None else left + kept_memory()
+
+
+def kept_memory() -> float:
+    """Bytes that this process has freed and glibc keeps for it, by ``mallinfo2``; 0 where there is no such call."""
+    try:
+        tell = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError):
+        return 0.0
+    tell.restype = _MallocInfo
+    return float(tell().fordblks)
+
+
+class _MallocInfo(ctypes.Structure):
+    """``struct mallinfo2`` of malloc.h; ``fordblks`` is the free space of all arenas."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+    )]  # fmt: skip
 
 
 def _meminfo(field: str) -> float | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nystra_bench.instruments import memory
+from nystra_bench.models.windows import WindowedModel
 
 LARGE = 2048 * 2048
 """Pixels from which on an image's need of memory is estimated first."""
@@ -38,13 +38,13 @@ class MemoryGuard:
         tile: int | None,
         device: str,
         dtype: torch.dtype,
-        forward: Callable[[nn.Module, Tensor], Tensor],
+        forward: Callable[[WindowedModel, Tensor], Tensor],
     ):
-        self.height, self.width = max(sizes, key=math.prod)
+        self.height, self.width = max(sizes, key=lambda size: size[0] * size[1])
         self.channels, self.tile = channels, tile or max(self.height, self.width)
         self.device, self.dtype, self.forward = device, dtype, forward
 
-    def check(self, model: nn.Module) -> bool:
+    def check(self, model: WindowedModel) -> bool:
         """Whether it was worth a look; the attention that is plugged in then has run on a small image.
 
         Raises:
@@ -64,8 +64,9 @@ class MemoryGuard:
             )
         return True
 
-    def bytes_per_pixel(self, model: nn.Module) -> float:
-        side = max(PROBE, 2 * model.window_size)
+    def bytes_per_pixel(self, model: WindowedModel) -> float:
+        window = model.window_size  # in words where it is no square
+        side = max(PROBE, 2 * window if isinstance(window, int) else 0)
         probe = torch.rand(1, self.channels, side, side, device=self.device, dtype=self.dtype)
         peak, _ = memory.peak_memory(lambda: self.forward(model, probe), self.device)
         return 1e6 * peak / side**2

@@ -26,11 +26,11 @@ def fitted_exponent(sizes: Sequence[float], costs: Sequence[float]) -> Estimate 
     x, y = np.log(x[usable]), np.log(y[usable])
     if len(set(x)) < LEAST:
         return None
-    from scipy.stats import t
+    from scipy.special import stdtrit  # the quantiles of Student's t, by degrees of freedom
 
     centred = x - x.mean()
     slope = float(centred @ y / (centred @ centred))
     residuals = y - y.mean() - slope * centred
     error = np.sqrt(residuals @ residuals / (len(x) - 2) / (centred @ centred))
-    half = float(t.ppf((1 + LEVEL) / 2, len(x) - 2) * error)
+    half = float(stdtrit(len(x) - 2, (1 + LEVEL) / 2) * error)
     return Estimate(slope, slope - half, slope + half, LEVEL)

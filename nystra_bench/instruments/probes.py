@@ -117,8 +117,13 @@ def few_windows(window: Window, chosen: list[int], count: int, dtype: torch.dtyp
         numbers = window.regions()
         return None if numbers is None else numbers.cpu().repeat(count // len(numbers), 1)[chosen]
 
-    bias = (lambda: window.bias().to("cpu", dtype)) if window.has_bias else None
-    return Window(window.height, window.width, bias, regions if window.has_regions else None)
+    def bias() -> Tensor:
+        made = window.bias()
+        assert made is not None  # as has_bias says
+        return made.to("cpu", dtype)
+
+    made_of = bias if window.has_bias else None, regions if window.has_regions else None
+    return Window(window.height, window.width, *made_of)
 
 
 def published_inverse(attention: NystraAttention, q: Tensor, k: Tensor, window: Window) -> Tensor:
@@ -148,13 +153,12 @@ def window_matrices(attention: Attention, q: Tensor, k: Tensor, window: Window, 
     if reason:
         raise UserError(f"{type(attention).__name__} cannot work here: {reason}")
     attention = attention.cpu()
-    inverse = published_inverse(attention, q, k, window) if isinstance(attention, NystraAttention) else None
-    for number in chosen:
-        q_here, k_here = q[[number]], k[[number]]
-        if inverse is None:
-            yield attention.matrix(q_here, k_here, few_windows(window, [number], len(q), q.dtype))[0]
-        else:
-            yield _published_matrix(attention, q_here[0], k_here[0], window, inverse[number])
+    if isinstance(attention, NystraAttention):
+        inverse = published_inverse(attention, q, k, window)
+        yield from (_published_matrix(attention, q[n], k[n], window, inverse[n]) for n in chosen)
+        return
+    for n in chosen:
+        yield attention.matrix(q[[n]], k[[n]], few_windows(window, [n], len(q), q.dtype))[0]
 
 
 def _published_matrix(attention: NystraAttention, q: Tensor, k: Tensor, window: Window, inverse: Tensor) -> Tensor:

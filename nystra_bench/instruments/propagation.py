@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +52,8 @@ class Propagation:
         self.model, self.attention, self.restore = model, attention, restore or model
         self.sites = named_attention_sites(model)
         self.blocks = {name: block_of(model, name) for name in self.sites}
-        self.original: object = None
-        self.output: object = None
+        self.original: Any = None
+        self.output: Any = None
         self._again = False
 
     @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -19,10 +20,10 @@ from nystra_bench.instruments.statistics import Ratio, median_interval
 from nystra_bench.instruments.timer import UNCERTAIN, Clock, Entry, Timing, run_rounds
 from nystra_bench.instruments.workload import LOGIT_STD, workload
 
-TIMING = Timing(rounds=9, min_rounds=3, budget_s=1.5, warmup_s=0.0, min_sample_ms=10.0)
+TIMING = Timing(rounds=9, min_rounds=3, budget_s=1.0, warmup_s=0.0, min_sample_ms=10.0)
 """How each size is timed by default; a curve has many sizes, so that each needs less than a single number does."""
 
-CALL_S = 2.0
+CALL_S = 1.5
 """Seconds that a call may take by default; a method that would take longer ends its curve."""
 
 PILOT_SIDE, PILOT_MAP = 32, 64
@@ -80,12 +81,16 @@ def time_attention(
     session = _Session(shape, mode, device, dtype, timing or TIMING, budget_s, seed, logit_std)
     curves = [_Curve(name, attention.at_layer(name).to(device).eval()) for name, attention in attentions.items()]
     sides = sides_of(sizes, mode)
-    for done, side in enumerate(sides):
-        if progress:
-            progress(done, len(sides))
-        if not done:
-            session.try_on_small(curves, side)
-        session.measure(curves, side)
+    gc.freeze()  # garbage is collected before each round and peak: what is there now need not be looked through
+    try:
+        for done, side in enumerate(sides):
+            if progress:
+                progress(done, len(sides))
+            if not done:
+                session.try_on_small(curves, side)
+            session.measure(curves, side)
+    finally:
+        gc.unfreeze()
     return [record for curve in curves for record in curve.records]
 
 
@@ -126,6 +131,7 @@ class _Curve:
 
     def growth(self, size: _Size, shape: Shape) -> float:
         """How many times the work of the last size a size is: of its operations, and at least of its tokens."""
+        assert self.seen is not None, "asked for after a first call"
         before = self.seen.size
         tokens = size.windows * size.tokens / (before.windows * before.tokens)
         now, then = (self._operations(s, shape) for s in (size, before))
@@ -186,8 +192,9 @@ class _Session:
         """Time the attentions that can serve this size, and say why the others cannot."""
         size, entries, about = _Size.of(side, self._map(side)), {}, {}
         running = [curve for curve in curves if not curve.ended and not self._left_out(curve, size)]
-        tensors = self._tensors(size) if running else ()
+        tensors = self._tensors(size) if running else None
         for curve in running:
+            assert tensors is not None
             call = _Call(curve.attention, tensors, side)
             try:
                 curve.seen, about[curve.name] = self._probe(call, size)
@@ -200,16 +207,18 @@ class _Session:
         if entries:
             self._time(entries)
         for curve in running:
-            if curve.name in entries:
-                curve.records.append(self._record(curve.name, entries, about[curve.name], size))
+            if (entry := entries.get(curve.name)) and curve.seen:
+                curve.records.append(self._record(curve.name, entry, about[curve.name], size))
+                curve.seen = replace(curve.seen, ms=min(curve.seen.ms, *entry.samples_ms))
 
     def _map(self, side: int) -> int:
         return side if self.mode == "window" else MAP
 
-    def _tensors(self, size: _Size) -> tuple[Tensor, ...]:
+    def _tensors(self, size: _Size) -> tuple[Tensor, Tensor, Tensor]:
         map_side = size.side * round(size.windows**0.5)
         made = workload(self.shape.heads, self.shape.dim, size.side, map_side, self.seed, self.logit_std)
-        return tuple(tensor.to(self.device, self.dtype) for tensor in made)
+        q, k, v = (tensor.to(self.device, self.dtype) for tensor in made)
+        return q, k, v
 
     def _left_out(self, curve: _Curve, size: _Size) -> bool:
         """Whether the attention is not called at this size; then it is recorded why."""
@@ -265,8 +274,7 @@ class _Session:
         timed = {**entries, twin: replace(entries[middle], samples_ms=[])}
         self.noise: Ratio = run_rounds(timed, self.timing, self.clock, (middle, twin), self.seed, again=False)
 
-    def _record(self, name: str, entries: dict[str, Entry], about: dict, size: _Size) -> dict:
-        entry = entries[name]
+    def _record(self, name: str, entry: Entry, about: dict, size: _Size) -> dict:
         return {
             "attention": name,
             **{"tokens": size.tokens, "side": size.side, "windows": size.windows},

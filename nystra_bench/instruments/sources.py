@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-TIMED = ("nystra_bench.attention", "nystra_bench.kernels", "nystra_bench.models", "baselines")
+from nystra_bench.errors import UserError
+
+TIMED = ("nystra_bench.attention", "nystra_bench.kernels", "nystra_bench.models", "nystra_bench.baselines")
 """The packages whose code runs within a forward pass."""
 
 
@@ -42,7 +44,7 @@ def _file(name: str) -> Path | None:
     """The Python file of a module; None where there is none."""
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, AttributeError, ValueError):
+    except (Exception, SystemExit):  # the package above it, which is imported for this, may raise anything
         return None
     origin = spec.origin if spec and spec.has_location else None
     return Path(origin).resolve() if origin and origin.endswith(".py") else None
@@ -51,7 +53,7 @@ def _file(name: str) -> Path | None:
 def _imported(name: str, file: Path) -> Iterator[str]:
     """What a file imports anywhere in it, functions included: modules, and names that may be modules."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(_parsed(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -59,6 +61,14 @@ def _imported(name: str, file: Path) -> Iterator[str]:
             base = ".".join(filter(None, [above, node.module]))
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _parsed(file: Path) -> ast.AST:
+    try:
+        return ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError) as error:
+        told = f"{error.msg}, line {error.lineno}" if isinstance(error, SyntaxError) else str(error)
+        raise UserError(f"{file} cannot be read as Python ({told}): accepted is a module without mistakes") from error
 
 
 def combined(*parts: dict[str, str]) -> str:

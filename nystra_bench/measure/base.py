@@ -187,7 +187,7 @@ def measurement(name: str, config: Mapping) -> Measurement:
         raise UserError(f"measure={name}: {target} is no subclass of nystra_bench.measure.base.Measurement")
     needs = getattr(made, "needs", None)
     fits = isinstance(needs, (tuple, list)) and set(ALWAYS) <= set(needs) <= set(AXES)
-    if not fits or ("model" not in needs and {"window_size", "position_bias"} & set(needs)):
+    if needs is None or not fits or ("model" not in needs and {"window_size", "position_bias"} & set(needs)):
         said = "does not say which axes it needs" if needs is None else f"says needs={needs}"
         raise UserError(
             f"measure={name}: {target} {said}: accepted is a tuple of {', '.join(AXES)}, with device and dtype in it "

@@ -99,7 +99,7 @@ class Latency(Measurement):
         low, high = np.quantile(value["samples_ms"], [0.25, 0.75])
         released = companions(value, cell).get(RELEASED)
         native = float(np.median(released)) if released else float("nan")
-        size = f"{value['height']}x{value['width']}"
+        size = f"{value.get('height')}x{value.get('width')}"
         return {"latency_q1": float(low), "latency_q3": float(high), "native_ms": native, "latency_input": size}
 
 

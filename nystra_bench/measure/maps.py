@@ -167,4 +167,4 @@ def _record(own: AttentionMap, exact: AttentionMap) -> dict:
 def _save(folder: Path, image: np.ndarray, own: list[AttentionMap], exact: list[AttentionMap]) -> None:
     arrays = {f"map{n}": found.values for n, found in enumerate(own)}
     arrays |= {f"exact{n}": found.values for n, found in enumerate(exact)}
-    np.savez_compressed(folder / FILE, image=image.astype(np.float16), **arrays)
+    np.savez_compressed(folder / FILE, allow_pickle=False, image=image.astype(np.float16), **arrays)

@@ -143,8 +143,8 @@ class Comparison:
         return Measured(
             value | {"describe": describe, "unavailable": self.unavailable},
             "nonfinite" if reason else "done",
-            reason or self._absurd(job, *pass_.first),
-            attach=lambda folder: _save_output(folder, *pass_.first),
+            reason or self._absurd(job, *pass_.first_output()),
+            attach=pass_.save_output,
         )
 
     def _absurd(self, job: Job, sample: Sample, output: np.ndarray) -> str | None:
@@ -190,11 +190,20 @@ class Pass:
                 journal.append(record)
             images.append(record)
             self.bench.alive(self.job, len(images), count)
-        self._save_panel_images(self.first[0])
-        value = {"images": images}
+        self._save_panel_images(self.first_output()[0])
+        value: dict[str, Any] = {"images": images}
         if self.of_sets:
             value["set"] = {part: {name: a.result() for name, a in opened.items()} for part, opened in sets.items()}
         return value
+
+    def save_output(self, folder: Path) -> None:
+        """Keep the output of the first image."""
+        _save_output(folder, *self.first_output())
+
+    def first_output(self) -> tuple[Sample, np.ndarray]:
+        """The first image with the output for it, once the pass has run."""
+        assert self.first is not None, "a task has at least one image"
+        return self.first
 
     def _output(self, sample: Sample) -> np.ndarray:
         """The attention's output, (height, width, C) float32; the exact attention's own deviation is measured, too."""

@@ -63,8 +63,10 @@ class Scaling(Measurement):
         Column("largest_ms", "time there (ms)", "Median time of a call at the largest N.", 1),
         Column("curve_end", "why no further", "Why the curve ends before the last size, and at which."),
     )
-    row_columns = ("shape", "mode", "tokens", "side", "ms", "ms_low", "ms_high", "peak_mb")
-    row_columns += ("unstable", "kind", "reason")
+    row_columns = (
+        *("shape", "mode", "tokens", "side", "ms", "ms_low", "ms_high", "peak_mb"),
+        *("unstable", "kind", "reason"),
+    )
 
     def __init__(
         self,
@@ -72,19 +74,19 @@ class Scaling(Measurement):
         mode: str = "window",
         sizes: Sequence[int] | int | None = None,
         logit_std: float = 5.0,
-        call_s: float = 2.0,
+        call_s: float = 1.5,
         rounds: int = 9,
-        budget_s: float = 1.5,
+        budget_s: float = 1.0,
         min_sample_ms: float = 10.0,
     ):
         self.shape, self.mode, self.sizes = shape_of(shape), mode, sizes
         sides_of(sizes, mode)
-        for name, value, least in (("logit_std", logit_std, 0), ("call_s", call_s, 0), ("rounds", rounds, 2)):
+        for name, value, least in (("logit_std", logit_std, 0), ("call_s", call_s, 0), ("rounds", rounds, 1)):
             if not value > least:
                 raise UserError(f"measure.{name}={value} is out of range: accepted are numbers above {least}")
         self.logit_std, self.call_s = float(logit_std), float(call_s)
-        self.timing = {"rounds": rounds, "min_rounds": min(3, rounds), "budget_s": budget_s, "warmup_s": 0.0}
-        self.timing["min_sample_ms"] = min_sample_ms
+        self.timing: dict[str, Any] = {"rounds": rounds, "min_rounds": min(3, rounds), "budget_s": budget_s}
+        self.timing |= {"warmup_s": 0.0, "min_sample_ms": min_sample_ms}
 
     def settings(self, known: Circumstances) -> dict:
         return known.machine
@@ -95,7 +97,9 @@ class Scaling(Measurement):
         for job in jobs:
             together.setdefault(canonical_json(job.cell.content["measure"]), []).append(job)
         for group in together.values():
-            group[0].measurement.time(bench, group)
+            first = group[0].measurement
+            assert isinstance(first, Scaling)
+            first.time(bench, group)
 
     def time(self, bench: Workbench, jobs: list[Job]) -> None:
         from nystra_bench.instruments.scaling import time_attention
@@ -106,7 +110,7 @@ class Scaling(Measurement):
         fitting = [job for job in jobs if self._stands_alone(bench, job)]
 
         def progress(done: int, of: int) -> None:
-            bench.tell_start(fitting, silent_s=len(fitting) * (10 * self.call_s + 2 * self.timing["budget_s"]))
+            bench.tell_start(fitting, silent_s=2 * len(fitting) * self.call_s + self.timing["budget_s"])
 
         records = time_attention(
             {job.cell.key: job.attention for job in fitting},
@@ -147,13 +151,13 @@ class Scaling(Measurement):
         unstable = [size for size in measured if size["unstable"]]
         infinite = [size["tokens"] for size in measured if not size["finite"]]
         if infinite:
-            said = "nonfinite", f"at N = {infinite[0]} the output holds NaN or infinite numbers"
+            status, reason = "nonfinite", f"at N = {infinite[0]} the output holds NaN or infinite numbers"
         elif unstable and 2 * len(unstable) >= len(measured):
             last = f"at N = {unstable[-1]['tokens']} {unstable[-1]['unstable']}"
-            said = "unstable", f"{len(unstable)} of {len(measured)} sizes are unstable: {last}"
+            status, reason = "unstable", f"{len(unstable)} of {len(measured)} sizes are unstable: {last}"
         else:
-            said = "done", None
-        bench.save(job, Measured(value, *said), started)
+            status, reason = "done", None
+        bench.save(job, Measured(value, status, reason), started)
 
     # ----------------------------------------------------------------- reading
 

@@ -13,7 +13,7 @@ class RelativeRms(Metric):
     higher_is_better = False
 
     def compare(self, output: np.ndarray, target: np.ndarray) -> float:
-        return np.linalg.norm(output - target) / max(np.linalg.norm(target), np.finfo(float).tiny)
+        return float(np.linalg.norm(output - target) / max(np.linalg.norm(target), np.finfo(float).tiny))
 
 
 class MaximumError(Metric):

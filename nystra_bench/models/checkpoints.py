@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -62,13 +63,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state_dict(path)
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
 def build(
     path: Path,
     name: str,
     infer_spec: Callable,
-    build_model: Callable[..., nn.Module],
+    build_model: Callable[..., Model],
     expect: Mapping[str, object] | None = None,
-) -> nn.Module:
+) -> Model:
     """A model in evaluation mode with the weights of a file, its shape read off them, loaded strictly.
 
     Args:
@@ -104,16 +108,16 @@ def _recognised(whole: Mapping[str, Tensor], infer_spec: Callable) -> tuple[obje
     Raises:
         KeyError, ValueError, …: what ``infer_spec`` raised on the whole, where no part of it fits either.
     """
-    first: Exception | None = None
+    errors: list[Exception] = []
     for state in variants(whole):
         try:
             return infer_spec(state), state
         except UNLIKE as error:
-            first = first or error
-    raise first
+            errors.append(error)
+    raise errors[0]
 
 
-def _check_size(path: Path, spec: object, expect: Mapping[str, object] | None) -> None:
+def _check_size(path: Path, spec: Any, expect: Mapping[str, object] | None) -> None:
     if not isinstance(expect, Mapping | None):
         known = ", ".join(field.name for field in fields(spec))
         raise UserError(f"model.expect={expect} does not fit: accepted are null and {{NAME: value}}, of {known}")

@@ -69,6 +69,11 @@ class DehazeFormerSpec:
         return asdict(self)
 
 
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None, "all convolutions here have one"
+    return layer.bias
+
+
 class RescaleNorm(nn.Module):
     """Norm over a whole image; what it took away is given back as scale and offset."""
 
@@ -80,7 +85,7 @@ class RescaleNorm(nn.Module):
         self.meta2 = nn.Conv2d(1, dim, 1)
         for layer, offset in ((self.meta1, 1.0), (self.meta2, 0.0)):
             nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.constant_(layer.bias, offset)
+            nn.init.constant_(_bias(layer), offset)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised (B, C, height, width), and scale and offset (B, C, 1, 1) for what is made of it."""
@@ -104,8 +109,8 @@ class LogDistanceAttention(WindowAttention):
 
     def position_bias(self, size: int) -> Tensor:
         # Only (2 size - 1)^2 offsets differ; the network sees each once.
-        offset = torch.arange(1 - size, size, device=self.meta[0].weight.device)
-        logarithm = _log_distance(offset).to(self.meta[0].weight.dtype)
+        like = next(self.meta.parameters())
+        logarithm = _log_distance(torch.arange(1 - size, size, device=like.device)).to(like.dtype)
         grid = torch.stack(torch.meshgrid(logarithm, logarithm, indexing="ij"), -1)
         return bias_from_table(self.meta(grid.flatten(0, 1)), size)
 
@@ -140,6 +145,7 @@ class Mixer(nn.Module):
         super().__init__()
         dim, self.convolution = spec.dims[stage], spec.convolutions[stage]
         self.attended, self.shifted = attended, shifted
+        self.conv: nn.Module
         if self.convolution == "Conv":
             self.conv = nn.Sequential(_same(dim, 3), nn.ReLU(), _same(dim, 3))
         elif self.convolution == "DWConv":
@@ -171,7 +177,7 @@ class Mixer(nn.Module):
         """Tokens that are added at the top and at the left, at the bottom, and at the right."""
         size = self.attn.size
         shift = size // 2 if self.shifted else 0
-        return shift, *((-side - shift) % size for side in (height, width))
+        return shift, (-height - shift) % size, (-width - shift) % size
 
     def cut(self, height: int, width: int, stride: int) -> Cut:
         """How the windows lie on the image, for a map (height, width) of tokens of ``stride`` pixels."""
@@ -317,7 +323,7 @@ class DehazeFormer(WindowedModel):
                     gain = 1.0 if name == "QK" else shrink
                     fans = sum(nn.init._calculate_fan_in_and_fan_out(layer.weight))
                     nn.init.trunc_normal_(layer.weight, std=gain * math.sqrt(2 / fans))
-                    nn.init.zeros_(layer.bias)
+                    nn.init.zeros_(_bias(layer))
 
     def cuts(self, height: int, width: int) -> dict[str, Cut]:
         height, width = (-(-side // COARSEST) * COARSEST for side in (height, width))

@@ -198,6 +198,7 @@ class SwinIR(WindowedModel):
     Returns (B, out_channels, scale * height, scale * width), not clamped.
     """
 
+    mean: Tensor
     version = "1"
     """Raised whenever the numbers that the model gives for the same weights change."""
 

@@ -22,7 +22,7 @@ def restore_in_tiles(restore: Callable[[Tensor], Tensor], image: Tensor, tile: i
         it is the whole image's output; elsewhere a tile lacks what lies beyond its border.
     """
     height, width = image.shape[-2:]
-    total = weight = None
+    total, weight = None, torch.zeros(0)
     for top in _starts(height, tile, overlap):
         for left in _starts(width, tile, overlap):
             part = image[..., top : top + tile, left : left + tile]
@@ -34,6 +34,7 @@ def restore_in_tiles(restore: Callable[[Tensor], Tensor], image: Tensor, tile: i
             y, x = scale * top, scale * left
             total[..., y : y + out.shape[-2], x : x + out.shape[-1]] += share * out
             weight[y : y + out.shape[-2], x : x + out.shape[-1]] += share
+    assert total is not None  # there is always a first tile
     return total.div_(weight)
 
 

@@ -31,6 +31,7 @@ from nystra_bench.models.windows import (
     resize_bias_table,
     split_heads,
 )
+from nystra_bench.sizes import Size
 
 SCALES = 4
 """Halvings of the feature map between the image and the bottleneck."""
@@ -210,6 +211,7 @@ class LeWinBlock(nn.Module):
 
     def modulation(self, size: int) -> Tensor:
         """The modulator (size * size, C), stretched to the window as the bias table is."""
+        assert self.modulator is not None, "asked for where there is one"
         native, weight = self.attn.native, self.modulator.weight
         if size == native:
             return weight
@@ -298,7 +300,7 @@ class Uformer(WindowedModel):
             self.add_module(f"upsample_{i}", _Resampling("deconv", nn.ConvTranspose2d(below, above, 2, 2)))
         self.apply(_initialise)
 
-    def windows(self, window_size: int, height: int, width: int) -> list[int]:
+    def windows(self, window_size: int, height: int, width: int) -> list[Size]:
         side = self._padded_side(height, width)
         return list(dict.fromkeys(fitting_window(side >> level, window_size) for level in range(SCALES + 1)))
 
@@ -309,7 +311,10 @@ class Uformer(WindowedModel):
         for level, name in (*enumerate((*ENCODER, "conv")), *zip(reversed(range(SCALES)), DECODER, strict=True)):
             side = square >> level
             size = fitting_window(side, self.window_size)
-            for i, block in enumerate(self.get_submodule(name).blocks):
+            layer = self.get_submodule(name)
+            assert isinstance(layer, LeWinLayer)
+            for i, block in enumerate(layer.blocks):
+                assert isinstance(block, LeWinBlock)
                 cut = Cut(side, side, size, block.shift(side, size), 1 << level, -top, -left)
                 found[f"{name}.blocks.{i}.attn"] = cut
         return found
@@ -336,7 +341,7 @@ class Uformer(WindowedModel):
             x = self.get_submodule(name)(x, levels[i])
             skips.append(x)
             x = self.get_submodule(f"dowsample_{i}")(x)
-        x = self.conv(x, levels[SCALES])
+        x = self.get_submodule("conv")(x, levels[SCALES])
         for i, name in enumerate(DECODER):
             x = self.get_submodule(f"upsample_{i}")(x)
             x = self.get_submodule(name)(torch.cat((x, skips.pop()), -1), levels[SCALES - 1 - i])

@@ -61,4 +61,4 @@ def made_from(model: nn.Module) -> str | None:
 
 def digest(model: nn.Module) -> str:
     """What stands for the SHA-256 of a file: that of what the weights are made from."""
-    return hashlib.sha256(made_from(model).encode()).hexdigest()
+    return hashlib.sha256((made_from(model) or "").encode()).hexdigest()

@@ -1,6 +1,7 @@
 """What all windowed models share: cutting into windows, cyclic shift, position bias, and the attention's place.
 
-Feature maps are channels-last, (B, height, width, C), and their sides are multiples of the window.
+Feature maps are channels-last, (B, height, width, C), and their sides are multiples of the window. The size of a
+window is a number, the side of a square, or a pair (height, width); a shift likewise.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,31 +20,36 @@ from torch import Tensor, nn
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.cache import Caches
 from nystra_bench.attention.exact import ExactAttention
+from nystra_bench.errors import UserError
+from nystra_bench.sizes import Size, plain, sides
 
 
-def partition(x: Tensor, size: int) -> Tensor:
-    """(B, height, width, C) -> (B * nW, size * size, C), windows row by row."""
+def partition(x: Tensor, size: Size) -> Tensor:
+    """(B, height, width, C) -> (B * nW, N, C), windows row by row."""
     b, h, w, c = x.shape
-    x = x.view(b, h // size, size, w // size, size, c)
-    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, size * size, c)
+    rows, columns = sides(size)
+    x = x.view(b, h // rows, rows, w // columns, columns, c)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * columns, c)
 
 
-def merge(windows: Tensor, size: int, height: int, width: int) -> Tensor:
-    """The inverse of :func:`partition`: (B * nW, size * size, C) -> (B, height, width, C)."""
-    x = windows.view(-1, height // size, width // size, size, size, windows.shape[-1])
+def merge(windows: Tensor, size: Size, height: int, width: int) -> Tensor:
+    """The inverse of :func:`partition`: (B * nW, N, C) -> (B, height, width, C)."""
+    rows, columns = sides(size)
+    x = windows.view(-1, height // rows, width // columns, rows, columns, windows.shape[-1])
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, windows.shape[-1])
 
 
-def in_windows(x: Tensor, size: int, shift: int, attend: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply ``attend``, (B * nW, size * size, C) to (B * nW, size * size, C'), to the windows of a map.
+def in_windows(x: Tensor, size: Size, shift: Size, attend: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply ``attend``, (B * nW, N, C) to (B * nW, N, C'), to the windows of a map.
 
     The map (B, height, width, C) is rolled by ``-shift`` before, and back after. Returns (B, height, width, C').
     """
     height, width = x.shape[1:3]
-    if shift:
-        x = x.roll((-shift, -shift), (1, 2))
+    down, right = sides(shift)
+    if down or right:
+        x = x.roll((-down, -right), (1, 2))
     x = merge(attend(partition(x, size)), size, height, width)
-    return x.roll((shift, shift), (1, 2)) if shift else x
+    return x.roll((down, right), (1, 2)) if down or right else x
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Cut:
 
     Attributes:
         height, width: of the map in tokens as it is cut, padding included.
-        size: side of a window in tokens.
+        size: of a window in tokens.
         shift: tokens by which the map is rolled up and left before it is cut.
         stride: side of a token in pixels of the image.
         top, left: row and column, in pixels of the image, where the map begins; negative where padding comes first.
@@ -60,14 +66,14 @@ class Cut:
 
     height: int
     width: int
-    size: int
-    shift: int = 0
+    size: Any
+    shift: Size = 0
     stride: int = 1
     top: int = 0
     left: int = 0
 
     def places(self) -> Tensor:
-        """Row and column of each token's first pixel, (nW, size * size, 2) int64; outside of the image for padding."""
+        """Row and column of each token's first pixel, (nW, N, 2) int64; outside of the image for padding."""
         rows = self.top + self.stride * torch.arange(self.height)
         columns = self.left + self.stride * torch.arange(self.width)
         found: list[Tensor] = []
@@ -90,6 +96,9 @@ def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(b, H, N, d) -> (b, N, H * d)."""
     return x.transpose(1, 2).flatten(2)
+
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class FeedForward(nn.Module):
@@ -133,33 +142,40 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return reflect_pad(x, -height % multiple, -width % multiple)
 
 
-def shift_regions(height: int, width: int, size: int, shift: int, device=None) -> Tensor:
-    """Regions (nW, size * size) int64 of a cyclically shifted map: tokens of a window that were neighbours before.
+def shift_regions(height: int, width: int, size: Size, shift: Size, device=None) -> Tensor:
+    """Regions (nW, N) int64 of a cyclically shifted map: tokens of a window that were neighbours before.
 
     Rolling the map by ``-shift`` brings opposite borders together in the last row and column of windows; three
     bands a side (as in Swin, arXiv 2103.14030, fig. 4) tell them apart.
     """
 
-    def bands(length: int) -> Tensor:
+    def bands(length: int, window: int, moved: int) -> Tensor:
         position = torch.arange(length, device=device)
-        return (position >= length - size).long() + (position >= length - shift).long()
+        return (position >= length - window).long() + (position >= length - moved).long()
 
-    regions = 3 * bands(height)[:, None] + bands(width)[None, :]
+    rows, columns = map(bands, (height, width), sides(size), sides(shift))
+    regions = 3 * rows[:, None] + columns[None, :]
     return partition(regions[None, :, :, None], size)[..., 0]
 
 
 class ShiftRegions:
     """The shift regions of all maps of one size, and what attentions make of them once for all layers.
 
-    The windows are shifted by half their side. A call makes the regions (nW, size * size) anew.
+    The windows are shifted by half their sides. A call makes the regions (nW, N) anew.
     """
 
-    def __init__(self, height: int, width: int, size: int, device: torch.device):
-        self._arguments = (height, width, size, size // 2, device)
+    def __init__(self, height: int, width: int, size: Size, device: torch.device):
+        self._arguments = (height, width, size, half(size), device)
         self.caches = Caches()
 
     def __call__(self) -> Tensor:
         return shift_regions(*self._arguments)
+
+
+def half(size: Size) -> tuple[int, int]:
+    """The usual shift of windows."""
+    rows, columns = sides(size)
+    return rows // 2, columns // 2
 
 
 class ShiftedMaps(nn.Module):
@@ -174,9 +190,9 @@ class ShiftedMaps(nn.Module):
         self._kept = kept
         self._maps: OrderedDict[tuple, ShiftRegions] = OrderedDict()
 
-    def forward(self, height: int, width: int, size: int, device: torch.device) -> ShiftRegions:
-        """The regions of maps of (height, width) tokens in windows of ``size`` x ``size``."""
-        key = height, width, size, device
+    def forward(self, height: int, width: int, size: Size, device: torch.device) -> ShiftRegions:
+        """The regions of maps of (height, width) tokens in windows of this size."""
+        key = height, width, plain(size), device
         if key not in self._maps:
             self._maps[key] = ShiftRegions(*key)
         self._maps.move_to_end(key)
@@ -196,36 +212,40 @@ def convolve(convolution: nn.Module, x: Tensor) -> Tensor:
     return convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def relative_position_index(size: int) -> Tensor:
+def relative_position_index(size: Size) -> Tensor:
     """Row of the bias table for each pair of tokens, (N, N) int64, as the released state dicts hold it."""
-    position = torch.arange(size)
-    offset = position[:, None] - position[None, :] + size - 1
-    index = offset[:, None, :, None] * (2 * size - 1) + offset[None, :, None, :]
-    return index.reshape(size * size, size * size)
+    rows, columns = sides(size)
+    index = _offsets(rows)[:, None, :, None] * (2 * columns - 1) + _offsets(columns)[None, :, None, :]
+    return index.reshape(rows * columns, rows * columns)
 
 
-def bias_from_table(table: Tensor, size: int) -> Tensor:
-    """Position bias (H, N, N) from a table ((2*size-1)^2, H) of relative offsets.
+def _offsets(side: int) -> Tensor:
+    position = torch.arange(side)
+    return position[:, None] - position[None, :] + side - 1
+
+
+def bias_from_table(table: Tensor, size: Size) -> Tensor:
+    """Position bias (H, N, N) from a table ((2*height-1) * (2*width-1), H) of relative offsets.
 
     The bias is Toeplitz in rows and in columns, so it is a strided view of the table: no index of N^2
     entries is needed.
     """
     heads = table.shape[1]
-    grid = table.t().reshape(heads, 2 * size - 1, 2 * size - 1)
-    # unfold gives (H, y1, x1, a, b) = grid[y1 + a, x1 + b]; the entry for a key (y2, x2) is at a = size-1-y2.
-    windows = grid.unfold(1, size, 1).unfold(2, size, 1).flip(3, 4)
-    return windows.reshape(heads, size * size, size * size)
+    rows, columns = sides(size)
+    grid = table.t().reshape(heads, 2 * rows - 1, 2 * columns - 1)
+    # unfold gives (H, y1, x1, a, b) = grid[y1 + a, x1 + b]; the entry for a key (y2, x2) is at a = rows-1-y2.
+    windows = grid.unfold(1, rows, 1).unfold(2, columns, 1).flip(3, 4)
+    return windows.reshape(heads, rows * columns, rows * columns)
 
 
-def resize_bias_table(table: Tensor, size: int, new_size: int) -> Tensor:
-    """Stretch a table ((2*size-1)^2, H) to another window, bicubic, as Swin does before fine-tuning."""
-    if size == new_size:
+def resize_bias_table(table: Tensor, size: Size, new_size: Size) -> Tensor:
+    """Stretch a table ((2*height-1) * (2*width-1), H) to another window, bicubic, as Swin does before fine-tuning."""
+    if sides(size) == sides(new_size):
         return table
+    old, new = ([2 * side - 1 for side in sides(s)] for s in (size, new_size))
     heads = table.shape[1]
-    grid = table.t().reshape(1, heads, 2 * size - 1, 2 * size - 1)
-    side = 2 * new_size - 1
-    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
-    return grid.reshape(heads, side * side).t().contiguous()
+    grid = F.interpolate(table.t().reshape(1, heads, *old), size=new, mode="bicubic", align_corners=False)
+    return grid.reshape(heads, -1).t().contiguous()
 
 
 class WindowAttention(nn.Module):
@@ -234,48 +254,60 @@ class WindowAttention(nn.Module):
     Subclasses project q, k and v and own the position bias; they call :meth:`attend`.
     """
 
+    has_bias: ClassVar[bool] = True
+    """False where the layer has no position bias at all."""
+
+    size: Any
+    """``Size`` of the windows: an int in models of square windows, None where they follow the image."""
+
     has_position_bias = True
     """False where bias and shift mask are left out (position_bias=drop)."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: Size | None):
         super().__init__()
-        self.size = size
+        self._prepare(size)
+
+    def _prepare(self, size: Size | None) -> None:
+        """Become a place of an attention, with windows of this size; None where they follow the image."""
+        self.size: Any = size  # models of squares alone count with the number
         self.attention: Attention = ExactAttention()
         # What attentions computed once for this layer, by window size; it goes with the layer's weights.
         self.caches = Caches()
         self._seen: list = []
 
-    def position_bias(self, size: int) -> Tensor:
-        """(H, N, N) for windows of ``size`` x ``size`` tokens."""
+    def position_bias(self, size: Any) -> Tensor:
+        """(H, N, N) for windows of this size."""
         raise NotImplementedError
 
     def bias_weights(self) -> Iterable[Tensor]:
         """The parameters that the position bias is made of: where one is written to, what was kept is out of date."""
         return ()
 
-    def resize(self, size: int, position_bias: str) -> None:
+    def resize(self, size: Any, position_bias: str) -> None:
         """Work on windows of another size from now on, with bias and mask unless ``position_bias`` is ``drop``."""
         self.has_position_bias = position_bias != "drop"
         self.size = size
         self.caches.clear()
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, regions: ShiftRegions | None, size: int | None = None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, regions: ShiftRegions | None, size: Size | None = None) -> Tensor:
         """Attention on (B * nW, H, N, d).
 
         Args:
             regions: of the map that the windows are cut from; None where it is not shifted.
-            size: side of these windows, where a small feature map makes them smaller than ``self.size``.
+            size: of these windows, where the feature map makes them other than ``self.size``.
         """
-        size = size or self.size
+        size = plain(size or self.size)
         versions = [None if w.is_inference() else w._version for w in self.bias_weights()]  # writing raises them
         if versions != self._seen:
             self.caches.clear()
             self._seen = versions
         cache = self.caches.of(self.attention, size)
-        window = Window(size, size, cache=cache)
+        height, width = sides(size)
+        window = Window(height, width, cache=cache)
         if self.has_position_bias:
             shared = None if regions is None else regions.caches.of(self.attention)
-            window = Window(size, size, partial(self.position_bias, size), regions, cache, shared)
+            bias = partial(self.position_bias, size) if self.has_bias else None
+            window = Window(height, width, bias, regions, cache, shared)
         out = self.attention(q, k, v, window)
         if out.shape != v.shape:  # one of the same size would be taken for the right one
             given, wanted = tuple(out.shape), tuple(v.shape)
@@ -298,20 +330,35 @@ class WindowAttention(nn.Module):
 class WindowedModel(nn.Module):
     """A model with windowed attentions, which can work on windows of another size than it was trained in."""
 
-    window_size: int
+    window_size: Any
+    """Side of the windows in tokens; in words where the model's own are no squares or follow the image (``8×32``)."""
+    scale: int
+    channels: int
+    version: str
 
     settings: Mapping[str, object] = MappingProxyType({})
     """What decides the numbers besides weights, window and bias mode, as plain JSON; a result's identity holds it."""
 
-    def resize_windows(self, window_size: int, position_bias: str) -> Self:
-        """Work on other windows, in place; bias and shift mask are fitted to them, or left out (``drop``)."""
+    resizable: ClassVar[bool] = True
+    """False where the model works in its own windows alone; ``drop`` is possible all the same."""
+
+    def resize_windows(self, window_size: Any, position_bias: str) -> Self:
+        """Work on other windows, in place; bias and shift mask are fitted to them, or left out (``drop``).
+
+        Raises:
+            UserError: the model is not ``resizable``, and these are not its own windows.
+        """
+        if not self.resizable and window_size != self.window_size:
+            raise UserError(
+                f"window_size={window_size} does not fit: the model works in its own windows alone, accepted is native"
+            )
         for site in attention_sites(self):
-            site.resize(window_size, position_bias)
+            site.resize(window_size if self.resizable else site.size, position_bias)
         self.window_size = window_size
         return self
 
-    def windows(self, window_size: int, height: int, width: int) -> list[int]:
-        """The distinct sides of windows that a model of this window size has on an image of this size."""
+    def windows(self, window_size: Any, height: int, width: int) -> list[Size]:
+        """The distinct sizes of windows that a model of this window size has on an image of this size."""
         return [window_size]
 
     def cuts(self, height: int, width: int) -> dict[str, Cut]:
@@ -354,7 +401,7 @@ def _shifted_maps(model: nn.Module) -> list[ShiftedMaps]:
     return [module for module in model.modules() if isinstance(module, ShiftedMaps)]
 
 
-def plug(model: nn.Module, attention: Attention) -> nn.Module:
+def plug(model: Model, attention: Attention) -> Model:
     """Replace every attention of the model, in place, by this one; returns the model.
 
     Raises:
@@ -367,7 +414,7 @@ def plug(model: nn.Module, attention: Attention) -> nn.Module:
     device = next(model.parameters()).device
     placed = {name: attention.at_layer(name).to(device).train(model.training) for name in sites}
     for name, site in sites.items():
-        reason = placed[name].refuses(site.size, site.size)
+        reason = placed[name].refuses(*sides(site.size)) if site.size else None  # None follows the image
         if reason:
             raise ValueError(f"{type(attention).__name__} cannot work here: {reason}")
     for name, site in sites.items():
@@ -383,6 +430,6 @@ def calibrate(model: nn.Module, attention: Attention, images: list[Tensor], rest
     return attention.calibrate(named_attention_sites(model), restore or model, images)
 
 
-def unplug(model: nn.Module) -> nn.Module:
+def unplug(model: Model) -> Model:
     """Give the model its exact attention back, in place; returns the model."""
     return plug(model, ExactAttention())

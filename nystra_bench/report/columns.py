@@ -42,7 +42,7 @@ class ReadableTable:
 
 _KNOWN = [
     Column("model", "model", "The restoration model, by the name of its configuration."),
-    Column("window", "window (tokens)", "Side of the attention window.", 0),
+    Column("window", "window (tokens)", "Side of the attention window, or height×width.", 0),
     Column("bias", "bias", "Position bias: native (window as released), interpolate (other window, bias table "
            "stretched, shift mask kept) or drop (bias and shift mask left out)."),
     Column("task", "task", "The restoration task."),
@@ -144,10 +144,11 @@ def ratio(row: pd.Series, column: Column) -> TableCell:
 def interval_cell(row: pd.Series, column: Column) -> TableCell:
     """A ratio of latencies with its interval; ≈1 where it cannot be told from 1."""
     value, low, high = (float(row[column.name + end]) for end in ("", "_low", "_high"))
-    interval = f"{number(low, column.digits)}–{number(high, column.digits)}"
+    digits = column.digits or 0
+    interval = f"{number(low, digits)}–{number(high, digits)}"
     if low <= 1 <= high:
         return TableCell(f"≈1 ({interval})", value, "unsure", "Not distinguishable from 1: the interval contains it.")
-    text = f"{number(value, column.digits)} ({interval})"
+    text = f"{number(value, digits)} ({interval})"
     return TableCell(text, value, "number", "In brackets the interval of the median over rounds.")
 
 

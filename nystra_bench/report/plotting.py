@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from textwrap import fill
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -28,7 +29,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
 GREY = "#666666"
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -106,7 +107,7 @@ class Series:
     rows: list[int]
     number: int
 
-    def dress(self, look: Look) -> dict[str, str]:
+    def dress(self, look: Look) -> dict[str, Any]:
         """Colour by the method; line and marker by which of its series it is."""
         marker = MARKERS[(MARKERS.index(look.marker) + self.number) % len(MARKERS)]
         return {"color": look.colour, "marker": marker, "linestyle": LINES[self.number % len(LINES)]}
@@ -175,8 +176,9 @@ def top_of(values: pd.Series, ceiling: float) -> Top | None:
 def bottom_line(axes: Axes, floor: float) -> None:
     """The line where what lies below the floor is drawn."""
     axes.axhline(floor, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
-    place = {"transform": axes.get_yaxis_transform(), "va": "bottom", "ha": "right"}
-    axes.text(0.99, floor, f"{floor:g} or below", color=GREY, fontsize="small", **place)
+    place = axes.get_yaxis_transform()
+    text = f"{floor:g} or below"
+    axes.text(0.99, floor, text, color=GREY, fontsize="small", transform=place, va="bottom", ha="right")
 
 
 def latency_axis(axes: Axes, values: Iterable[float]) -> None:
@@ -233,7 +235,7 @@ def place_labels(axes: Axes, labels: list[Label], points: list[tuple[float, floa
         return
     dots_per_point = axes.figure.dpi / 72
     places = axes.transData.transform(points) / dots_per_point
-    taken = [_box(x, y, 2 * _POINT, 2 * _POINT, 0, 0) for x, y in places]
+    taken = [_box(place, 2 * _POINT, 2 * _POINT, np.zeros(2)) for place in places]
     frame = Bbox(axes.bbox.get_points() / dots_per_point)
     for label in sorted(labels, key=lambda label: -label.worth):
         own = axes.transData.transform((label.x, label.y)) / dots_per_point
@@ -243,7 +245,7 @@ def place_labels(axes: Axes, labels: list[Label], points: list[tuple[float, floa
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
         size = text.get_window_extent()
         width, height = size.width / dots_per_point, size.height / dots_per_point
-        boxes = [_box(*(own + offset), width, height, *np.sign(offset)) for offset in _OFFSETS]
+        boxes = [_box(own + offset, width, height, np.sign(offset)) for offset in _OFFSETS]
         costs = [_cost(box, frame, taken, own, places) for box in boxes]
         best = int(np.argmin(costs))
         if costs[best] > label.worth:
@@ -255,8 +257,9 @@ def place_labels(axes: Axes, labels: list[Label], points: list[tuple[float, floa
         taken.append(boxes[best])
 
 
-def _box(x: float, y: float, width: float, height: float, right: float, up: float) -> Bbox:
-    """A box at (x, y), to its right or left and above or below it by the signs, centred on it where they are 0."""
+def _box(place: np.ndarray, width: float, height: float, signs: np.ndarray) -> Bbox:
+    """A box at a place, to its right or left and above or below it by the signs, centred on it where they are 0."""
+    (x, y), (right, up) = place, signs
     return Bbox.from_bounds(x + (right - 1) / 2 * width, y + (up - 1) / 2 * height, width, height)
 
 

@@ -174,7 +174,7 @@ class _Assembly:
         record = _configuration(row.cell, self.names) | _status(row.measures)
         record |= {f"{what}_use": row.uses.get(what) for what in ("bias", "mask")}
         exact = row.uses.get("exact", record["attention"] in (ORIGINAL, FUSED))
-        detail: dict[str, Any] = {"params": _params(row.cell), "exact": bool(exact)}
+        detail: dict[str, Any] = {"params": _params(row.cell), "exact": bool(exact), "kept": row.uses.get("kept")}
         for name, outcome in row.measures.items():
             self.cells.append({"row": index, "measure": name} | {k: outcome[k] for k in ("key", "status", "reason")})
             self.long.setdefault(name, [])
@@ -212,7 +212,8 @@ class _Assembly:
         return frame.reindex(columns=list(dict.fromkeys([*DETAILS, *frame.columns])))
 
 
-DETAILS = ["params", "settings", "exact", "latency_session", "latency_q1", "latency_q3", "native_ms", "latency_input"]
+DETAILS = ["params", "settings", "exact", "kept"]
+DETAILS += ["latency_session", "latency_q1", "latency_q3", "native_ms", "latency_input"]
 """The details that are always there."""
 
 
@@ -287,11 +288,11 @@ def _configuration(cell: dict, names: dict[str, dict[str, str]]) -> dict:
 
 
 def _status(measures: dict[str, dict]) -> dict:
-    """The worst status, and the reasons of all measures that are not simply done."""
+    """The worst status, and the reasons of all measures that are not simply done, or done with something to say."""
     worst = max((outcome["status"] for outcome in measures.values()), key=SEVERITY.index)
     reasons: dict[str, list[str]] = defaultdict(list)
     for measure, outcome in measures.items():
-        if outcome["status"] != "done":
+        if outcome["status"] != "done" or outcome["reason"]:
             reasons[outcome["reason"] or outcome["status"]].append(measure)
     everywhere = len(reasons) == 1 and len(next(iter(reasons.values()))) == len(measures)
     said = [reason if everywhere else f"{', '.join(which)}: {reason}" for reason, which in reasons.items()]

@@ -93,10 +93,10 @@ def noise(data: ReportData, session: TimingSession) -> str:
     said = f"{where}: exact attention against itself gives {ratio} ({level:.1f} % interval {low}–{high})"
     if session.noise.contains(1):
         return f"{said}; differences of this size are noise."
-    return (
-        f"{said}, which excludes 1. On a steady machine that happens by chance at most {100 - level:.1f} times in 100: "
-        "these timings are not to be trusted."
-    )
+    chance = f"which excludes 1. On a steady machine that happens by chance at most {100 - level:.1f} times in 100"
+    if session.noise.level < LEVEL:
+        return f"{said}, {chance}: so few rounds cannot tell whether it is one."
+    return f"{said}, {chance}: these timings are not to be trusted."
 
 
 def noise_lines(data: ReportData) -> list[str]:
@@ -104,6 +104,15 @@ def noise_lines(data: ReportData) -> list[str]:
     if "latency" not in data.measurements:
         return []
     return [noise(data, session) for session in data.sessions] or ["No timing session: the noise floor is unknown."]
+
+
+def kept(data: ReportData) -> list[str]:
+    """One sentence for each model that has attentions which are not replaced."""
+    said = {}
+    for model, kinds in zip(data.frame["model"], data.details["kept"], strict=True):
+        if isinstance(kinds, dict) and kinds:
+            said[model] = "; ".join(f"{count} × {kind}" for kind, count in kinds.items())
+    return [f"In {model} these attentions stay as they are: {kinds}." for model, kinds in said.items()]
 
 
 def untrained(data: ReportData) -> list[str]:

@@ -20,9 +20,11 @@ from nystra_bench.sweep.grid import Combination, Option, Overrides, expand, list
 from nystra_bench.sweep.inspection import look
 from nystra_bench.sweep.locks import device_lock
 from nystra_bench.sweep.plan import Planned, Run, plan, request_of
+from nystra_bench.sweep.planfile import read_cells
 from nystra_bench.sweep.progress import Progress
 from nystra_bench.sweep.session import SessionRun, group
 from nystra_bench.sweep.store import FAILURES, MEASURED, Store, write_atomically
+from nystra_bench.text import printable
 from nystra_bench.words import IDENTITY, LAST, OUTCOME, REFERENCES
 
 log = logging.getLogger("nystra_bench")
@@ -65,6 +67,7 @@ class Engine:
         self._check_writable()
         with self.store.lock():
             self._start_log()
+            self._say_what_is_replaced(planned)
             self._write_cells(planned)
             statuses = [self.status(p)[0] for p in planned]
             missing = self.missing(planned, statuses)
@@ -75,6 +78,7 @@ class Engine:
     def show_plan(self) -> int:
         """List the cells with status and reason."""
         planned = self.plan()
+        self._say_what_is_replaced(planned)
         known = [self.status(p) for p in planned]
         for p, (status, reason) in zip(planned, known, strict=True):
             print(f"{status:9} {p.cell.describe()}{f'  ({reason})' if reason else ''}")
@@ -98,6 +102,7 @@ class Engine:
         self._check_writable()
         self._start_log()
         if planned is not None:
+            self._say_what_is_replaced(planned)
             self._write_cells(planned)
         return self._report()
 
@@ -143,6 +148,21 @@ class Engine:
     @property
     def cells_file(self) -> Path:
         return self.folder / "cells.json"
+
+    def _say_what_is_replaced(self, planned: list[Planned]) -> None:
+        """A narrower run without a name of its own takes the place of the sweep's report: that is said before."""
+        narrower = self.overrides.axes or self.overrides.parameters
+        if self.config["name"] is not None or not narrower or not self.cells_file.is_file():
+            return
+        there = {cell["key"] for cell in read_cells(self.cells_file)}
+        lost = len(there - {p.cell.key for p in planned})
+        if lost:
+            print(
+                f"nystra_bench: the report in {printable(str(self.folder))} has {len(there)} cells; {lost} of them are "
+                "not in this run, whose report takes its place; name=FOLDER keeps both, and what was measured is kept "
+                "in any case",
+                file=sys.stderr,
+            )
 
     def _write_cells(self, planned: list[Planned]) -> None:
         cells = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from nystra_bench.configuration import BIAS_MODES, Catalogue
 from nystra_bench.errors import UserError, did_you_mean, unknown
@@ -130,8 +131,10 @@ def _expand_block(block: Mapping, overrides: Overrides, catalogue: Catalogue) ->
         if given is None and axis in needed:
             raise _unnamed(axis, catalogue)
         values.append([None] if given is None else given)
-    for *combination, measure in itertools.product(*values, measures):
-        yield _normalised(Combination(*combination, measure, made[measure]))
+    for model, task, window, bias, attention, device, dtype, measure in itertools.product(*values, measures):
+        yield _normalised(
+            Combination(model, task, window, bias, attention, device, dtype, measure, made[measure])
+        )
 
 
 def _values(axis: str, block: Mapping, overrides: Overrides, catalogue: Catalogue) -> list | None:
@@ -167,15 +170,15 @@ def _options(axis: str, entry: object, given: Mapping, catalogue: Catalogue) -> 
         found = (_options(axis, name, given, catalogue) for name in catalogue.names(axis))
         return [replace(option, optional=True) for option in itertools.chain(*found)]
     entry = {"name": entry} if not isinstance(entry, Mapping) else dict(entry)
-    name = entry.pop("name", None)
-    config = catalogue.option(axis, str(name))
+    name = str(entry.pop("name", None))
+    config = catalogue.option(axis, name)
     for parameter in entry:
         if parameter not in config:
             raise unknown(f"sweep.blocks: the parameter of {axis} {name}", parameter, catalogue.parameters(axis, name))
     entry |= {key: value for key, value in given.items() if key in config and not key.startswith("_")}
     names, lists = list(entry), [listed(value) for value in entry.values()]
     return [
-        Option.of(str(name), config | dict(zip(names, values, strict=True))) for values in itertools.product(*lists)
+        Option.of(name, config | dict(zip(names, values, strict=True))) for values in itertools.product(*lists)
     ]
 
 
@@ -218,4 +221,5 @@ def _normalised(combination: Combination) -> Combination:
     if combination.position_bias == "native" and combination.window_size != "native":
         combination = replace(combination, window_size="native")
     unneeded = set(AXES[:-1]) - set(combination.measurement.needs)
-    return replace(combination, **dict.fromkeys(unneeded))
+    nothing: dict[str, Any] = dict.fromkeys(unneeded)
+    return replace(combination, **nothing)

@@ -15,13 +15,14 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
-from typing import TextIO
+from typing import Any, TextIO
 
 from nystra_bench.errors import Absent, UserError
 from nystra_bench.instruments.environment import ROOT
 from nystra_bench.instruments.sources import sources_of
+from nystra_bench.sizes import Size, plain, sides, size_text
 
 PATIENCE_S = 300
 """Seconds for which the inspection may do nothing at all."""
@@ -45,8 +46,9 @@ def look(request: dict, patience_s: float = PATIENCE_S) -> dict:
     answered = None
     command = [sys.executable, "-m", "nystra_bench.sweep.inspection"]
     with tempfile.TemporaryFile() as errors:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        with subprocess.Popen(command, **pipes, env=child_environment()) as child:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=child_environment()) as child:
+            assert child.stdin is not None
             try:
                 with contextlib.suppress(BrokenPipeError):  # it has ended: why is told below
                     child.stdin.write(json.dumps(request).encode() + b"\n")
@@ -105,7 +107,7 @@ def answer(request: dict) -> dict:
     sources = cache(partial(sources_of, plugins=request["sys_path"]))
     tasks = {key: _task(config) for key, config in request["tasks"].items()}
     models = {key: _model(config, _uses(request, key, tasks), sources) for key, config in request["models"].items()}
-    occurring = sorted({side for facts in models.values() for sides in facts["windows"].values() for side in sides})
+    occurring = _ordered(size for facts in models.values() for sizes in facts["windows"].values() for size in sizes)
     import torch
 
     return {
@@ -142,15 +144,30 @@ def _model(config: dict, uses: list[tuple[str | None, int | str, list]], sources
     return {
         "refusal": None,
         "native_window": model.window_size,
+        "resizable": getattr(model, "resizable", True),
+        "kept": _kept(model),
         **_weights(config, model),
         "version": model.version,
         "settings": dict(getattr(model, "settings", {})),
         "scale": model.scale,
         "channels": model.channels,
         "layers": list(named_attention_sites(model)),
-        "sources": sources(type(model).__module__),
+        "sources": _sources(model, sources),
         "windows": {use(task, window): _sides(model, window, sizes) for task, window, sizes in uses},
     }
+
+
+def _kept(model: Any) -> dict[str, int]:
+    """Which attentions of the model are not replaced, and how many of each kind."""
+    return model.kept() if hasattr(model, "kept") else {}
+
+
+def _sources(model, sources: Callable) -> dict[str, str]:
+    """Those of the model's own module and, where they are others', of the modules of its attention sites."""
+    from nystra_bench.models import attention_sites
+
+    modules = dict.fromkeys([type(model).__module__, *(type(site).__module__ for site in attention_sites(model))])
+    return {name: digest for module in modules for name, digest in sources(module).items()}
 
 
 def _weights(config: dict, model) -> dict:
@@ -162,10 +179,16 @@ def _weights(config: dict, model) -> dict:
     return {"weights": digest(model) if untrained else sha256(resolve(config["weights"])), "untrained": untrained}
 
 
-def _sides(model, window: int | str | None, sizes: list) -> list[int]:
-    """Sides of all windows that a model cuts images of these sizes into."""
+def _sides(model, window: int | str | None, sizes: list) -> list[Size]:
+    """Sizes of all windows that a model cuts images of these sizes into."""
     window = model.window_size if window in (None, "native") else window
-    return sorted({side for height, width in sizes for side in model.windows(window, height, width)}) or [window]
+    found = _ordered(size for height, width in sizes for size in model.windows(window, height, width))
+    return found or ([window] if isinstance(window, int) else [])
+
+
+def _ordered(sizes: Iterable) -> list[Size]:
+    """Each size of windows once, the smaller first."""
+    return sorted(set(map(plain, sizes)), key=sides)
 
 
 def _task(config: dict) -> dict:
@@ -188,7 +211,7 @@ def _task(config: dict) -> dict:
     }
 
 
-def _attention(config: dict, windows: list[int], sources: Callable) -> dict:
+def _attention(config: dict, windows: list[Size], sources: Callable) -> dict:
     from nystra_bench.configuration import instantiate
 
     attention = instantiate(config)
@@ -197,7 +220,7 @@ def _attention(config: dict, windows: list[int], sources: Callable) -> dict:
         "params": {key: value for key, value in config.items() if not key.startswith("_")},
         "sources": sources(type(attention).__module__),
         "uses": attention.uses() | {"exact": attention.exact},
-        "refusals": {str(size): attention.refuses(size, size) for size in windows},
+        "refusals": {size_text(size): attention.refuses(*sides(size)) for size in windows},
     }
 
 
@@ -219,16 +242,15 @@ def _metric(config: dict) -> dict:
 def _device(config: dict) -> dict:
     import torch
 
-    from nystra_bench.instruments.environment import hardware, usable_cores
+    from nystra_bench.instruments.environment import hardware
+    from nystra_bench.instruments.threads import thread_count
 
-    kind, threads = config.get("_type_"), config.get("threads")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise UserError(f"device.threads={threads} is out of range: accepted are whole numbers from 1 on, or null")
+    kind, threads = config.get("_type_"), thread_count(config.get("threads"))
     if kind == "cuda" and not torch.cuda.is_available():
         return {"refusal": "PyTorch finds no CUDA GPU on this machine"}
     if kind not in ("cpu", "cuda"):
         raise UserError(f"device: _type_={kind} is unknown: accepted are cpu, cuda")
-    return {"refusal": None, "kind": kind, "hardware": hardware(kind), "threads": threads or usable_cores()}
+    return {"refusal": None, "kind": kind, "hardware": hardware(kind), "threads": threads}
 
 
 def end_with_parent() -> None:

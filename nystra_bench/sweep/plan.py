@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError
 from nystra_bench.instruments.sources import combined
 from nystra_bench.measure.base import Circumstances
+from nystra_bench.sizes import Size, size_text
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.grid import AVAILABLE, Combination, Option, Overrides
 from nystra_bench.sweep.inspection import use
+
+FEW = 3
+"""So many sizes of windows a table names one by one."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,10 @@ class Planned:
     """A cell of a sweep with the configuration that makes it.
 
     Attributes:
-        window: side of the windows in tokens; None where the cell has no model.
+        window: side of the windows in tokens, or in words where a model's own are no squares (``8×32``); None where the
+            cell has no model.
         uses: what the attention makes of position bias and shift mask (``Attention.uses``), and whether it is
-            ``exact``.
+            ``exact``; which attentions of the model are ``kept`` as they are, and how many.
         reason: why the cell is skipped, if it is.
         parts: what its value is put together from (``Measurement.parts``).
         unfit: whether it is the measurement that refuses.
@@ -52,7 +59,7 @@ class Planned:
 
     cell: Cell
     combination: Combination
-    window: int | None
+    window: int | str | None
     uses: dict[str, str | bool]
     reason: str | None
     parts: dict[str, dict]
@@ -69,8 +76,9 @@ def request_of(combinations: list[Combination], run: Run) -> dict:
     def configs(options: Iterable[Option | None]) -> dict[str, dict]:
         return {option.text: option.config for option in options if option}
 
-    with_model = [c for c in combinations if c.model]
-    uses = dict.fromkeys((c.model.text, c.task.text if c.task else None, c.window_size) for c in with_model)
+    uses = dict.fromkeys(
+        (c.model.text, c.task.text if c.task else None, c.window_size) for c in combinations if c.model
+    )
     return {
         "sys_path": list(run.plugins),
         "models": configs(c.model for c in combinations),
@@ -92,6 +100,7 @@ def plan(
     Raises:
         UserError: a model does not fit a task, or a value that the user gave fits nowhere.
     """
+    _refuse_absent_devices(combinations, facts["devices"], overrides)
     planner = Planner(facts, catalogue, run)
     planned: dict[str, Planned] = {}
     for combination in combinations:
@@ -123,9 +132,11 @@ class Planner:
         known = self._circumstances(machine, attention, model)
         content = {"measure": self._measure(c), **self._content(c, window)}
         content |= {"device": c.device.name, "dtype": c.dtype, "settings": self._settings(c, machine, known)}
-        reason = _untrained(c, model) or _refusal(self._sides(c, model), window, attention, machine, model, task)
+        refused = _untrained(c, model) or _own_windows(c, model, window)
+        reason = refused or _refusal(self._sides(c, model), window, attention, machine, model, task)
         unfit = self._unfit(c, model, task) if model and not reason else None
-        uses = attention["uses"] if attention else {}
+        uses = dict(attention["uses"]) if attention else {}
+        uses |= {"kept": model["kept"]} if model and model.get("kept") else {}
         return Planned(Cell.of(content), c, window, uses, reason or unfit, c.measurement.parts(known), bool(unfit))
 
     @staticmethod
@@ -141,9 +152,10 @@ class Planner:
             about = self._about("models", c.model)
             kept = {k: about.get(k) for k in ("weights", "version", "native_window")}
             kept |= {k: about[k] for k in ("untrained", "settings") if about.get(k)}
-            content["model"] = {"name": _model_name(c.model, self.catalogue), **kept}
+            name = _model_name(c.model, about.get("settings", {}), self.catalogue)
+            content["model"] = {"name": name, **kept}
         if c.window_size:
-            content["window"] = window
+            content["window"] = window if isinstance(window, int) else self._in_words(c, window)
         if c.position_bias:
             content["position_bias"] = c.position_bias
         if c.task:
@@ -155,7 +167,13 @@ class Planner:
             content["attention"] = {"name": c.attention.name, **kept}
         return content
 
-    def _about(self, kind: str, option: Option | None) -> dict | None:
+    def _in_words(self, c: Combination, window: str | None) -> str | None:
+        """The windows that the images are really cut into, where they are few; else what the model calls them."""
+        sizes = self._sides(c, self._about("models", c.model))
+        return ", ".join(map(size_text, sizes)) if 0 < len(sizes) <= FEW else window
+
+    def _about(self, kind: str, option: Option | None) -> Any:
+        """What is known of an option; None where the combination has none."""
         return self.facts[kind][option.text] if option else None
 
     @staticmethod
@@ -185,7 +203,7 @@ class Planner:
         return c.measurement.settings(known) | ({"tf32": True} if tf32 else {})
 
     @staticmethod
-    def _sides(c: Combination, model: dict | None) -> list[int]:
+    def _sides(c: Combination, model: dict | None) -> list[Size]:
         return model["windows"][use(c.task.text if c.task else None, c.window_size)] if model else []
 
 
@@ -193,14 +211,15 @@ def _tile_parameters(tiling: Mapping[str, int] | None) -> dict:
     return {"tile": tiling["tile"], "tile_overlap": tiling["overlap"]} if tiling else {}
 
 
-def _model_name(model: Option, catalogue: Catalogue) -> str:
+def _model_name(model: Option, settings: Mapping[str, object], catalogue: Catalogue) -> str:
     """What tables call a model: its option, or the file where the user gave other weights than the option's."""
-    if model.config["weights"] == catalogue.option("model", model.name)["weights"]:
-        return model.name
-    return Path(str(model.config["weights"])).stem
+    given = model.config["weights"] != catalogue.option("model", model.name)["weights"]
+    name = Path(str(model.config["weights"])).stem if given else model.name
+    return " ".join([name, *(f"{setting}={value}" for setting, value in settings.items())])
 
 
 def _check_model_fits(c: Combination, model: dict, task: dict) -> None:
+    assert c.model and c.task
     for name in ("scale", "channels"):
         if model[name] != task[name]:
             raise UserError(
@@ -209,16 +228,25 @@ def _check_model_fits(c: Combination, model: dict, task: dict) -> None:
             )
 
 
+def _own_windows(c: Combination, model: dict | None, window: int | str | None) -> str | None:
+    """Why a model that works in its own windows alone is not run in others."""
+    if not model or c.model is None or model.get("resizable", True) or window == model["native_window"]:
+        return None
+    assert c.model
+    return f"{c.model.name} works in its own windows alone ({model['native_window']}), not in window_size={window}"
+
+
 def _untrained(c: Combination, model: dict | None) -> str | None:
     """Why a measurement that looks at what a model does is not taken of one with random weights."""
     if not model or not model.get("untrained") or not c.measurement.trained:
         return None
+    assert c.model
     return f"the weights of {c.model.name} are random, so measure={c.measure.name} would say nothing"
 
 
 def _refusal(
-    sides: list[int],
-    window: int | None,
+    sides: list[Size],
+    window: int | str | None,
     attention: dict | None,
     machine: dict,
     model: dict | None,
@@ -228,10 +256,18 @@ def _refusal(
     lacking = [about["refusal"] for about in (model, task) if about and about["refusal"]]
     if lacking:
         return "; ".join(lacking)
-    if task and window and window > task["largest_side"]:
+    if task and isinstance(window, int) and window > task["largest_side"]:
         return f"window_size={window} exceeds the images, whose largest side is {task['largest_side']} pixels"
-    refused = [reason for side in sides if attention and (reason := attention["refusals"][str(side)])]
+    refused = [reason for side in sides if attention and (reason := attention["refusals"][size_text(side)])]
     return machine["refusal"] or next(iter(refused), None)
+
+
+def _refuse_absent_devices(combinations: list[Combination], devices: dict, overrides: Overrides) -> None:
+    """A device that the user gave and the machine lacks is the mistake, whatever else does not fit."""
+    for name in overrides.axes.get("device", []):
+        refusals = [devices[c.device.text]["refusal"] for c in combinations if c.device.name == name]
+        if refusals and all(refusals):
+            raise UserError(f"device={name} does not fit: {refusals[0]}; accepted are cpu, and what else it has")
 
 
 def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> None:
@@ -241,11 +277,12 @@ def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> N
         if not with_it:
             raise UserError(f"{given} is used by no cell: accepted beside it are position_bias=interpolate and drop")
         if all(p.reason for p in with_it):
-            nearest = max(with_it, key=lambda p: p.window or 0)
+            nearest = max(with_it, key=lambda p: p.window if isinstance(p.window, int) else 0)
+            reason = str(nearest.reason)
             if all(p.unfit for p in with_it):
-                raise UserError(f"measure={nearest.cell.measure}: {nearest.reason}")
-            tail = "" if "accepted" in nearest.reason else f"; accepted are {accepted}"
-            raise UserError(f"{given} does not fit: {nearest.reason}{tail}")
+                raise UserError(f"measure={nearest.cell.measure}: {reason}")
+            tail = "" if "accepted" in reason else f"; accepted are {accepted}"
+            raise UserError(f"{given} does not fit: {reason}{tail}")
 
 
 def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned], bool]]]:
@@ -253,7 +290,7 @@ def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned],
     for value in overrides.axes.get("window_size", []):
         if value != "native":
             accepted = "native, and windows that images and attentions fit"
-            yield f"window_size={value}", accepted, lambda p, v=value: p.window == v
+            yield f"window_size={value}", accepted, partial(_works_in, value)
     others = {
         "model": "models whose weights are there",
         "task": "tasks whose images are there",
@@ -263,17 +300,23 @@ def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned],
     for axis, accepted in others.items():
         for value in overrides.axes.get(axis, []):
             if isinstance(value, str) and value != AVAILABLE:
-                yield f"{axis}={value}", accepted, lambda p, a=axis, v=value: _named(getattr(p.combination, a), v)
+                yield f"{axis}={value}", accepted, partial(_named, axis, value)
     for axis, parameters in overrides.parameters.items():
         for name, values in parameters.items():
             for value in values:
                 given = f"{axis}.{name}={value}"
-                yield given, "values that fit", lambda p, a=axis, n=name, v=value: _has(getattr(p.combination, a), n, v)
+                yield given, "values that fit", partial(_has, axis, name, value)
 
 
-def _named(option: Option | None, name: str) -> bool:
+def _works_in(window: object, p: Planned) -> bool:
+    return p.window == window
+
+
+def _named(axis: str, name: str, p: Planned) -> bool:
+    option: Option | None = getattr(p.combination, axis)
     return option is not None and option.name == name
 
 
-def _has(option: Option | None, parameter: str, value: object) -> bool:
+def _has(axis: str, parameter: str, value: object, p: Planned) -> bool:
+    option: Option | None = getattr(p.combination, axis)
     return option is not None and parameter in option.config and option.config[parameter] == value

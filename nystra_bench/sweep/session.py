@@ -139,8 +139,9 @@ class SessionRun:
             request.write_text(json.dumps(session.request(self.common)))
             command = [sys.executable, "-m", "nystra_bench.sweep.worker", str(request)]
             # The worker ends itself when its standard input closes: also when this process is killed.
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-            with subprocess.Popen(command, **pipes, env={**KEEP_MEMORY, **child_environment()}) as worker:
+            environment = {**KEEP_MEMORY, **child_environment()}
+            pipe = subprocess.PIPE
+            with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=environment) as worker:
                 try:
                     for event in events(worker, self.timeout_s):
                         if event["event"] == "start":
@@ -163,6 +164,7 @@ def events(worker: subprocess.Popen, timeout_s: float) -> Iterator[dict]:
         TimeoutError: nothing came for ``timeout_s`` seconds, and as long again as the worker said it would be silent.
     """
     buffer, patience = b"", timeout_s
+    assert worker.stdout is not None
     os.set_blocking(worker.stdout.fileno(), False)
     with selectors.DefaultSelector() as selector, _watched_end(worker, selector) as longest_wait:
         selector.register(worker.stdout, selectors.EVENT_READ)
@@ -200,6 +202,7 @@ def _event(line: bytes) -> dict | None:
 
 def _read(worker: subprocess.Popen, selector: selectors.BaseSelector) -> bytes:
     """All that is in the pipe now; once it is closed there is nothing to wait for in it."""
+    assert worker.stdout is not None
     try:
         chunk = os.read(worker.stdout.fileno(), PIPE)
     except BlockingIOError:

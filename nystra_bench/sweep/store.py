@@ -59,7 +59,8 @@ class Store:
     def result(self, key: str) -> dict | None:
         found = self._read(key, RESULT, MEASURED)
         if found is not None and not isinstance(found.get("value"), dict):
-            return self._warn(self.folder / key / RESULT, "no value")
+            self._warn(self.folder / key / RESULT, "no value")
+            return None
         return found
 
     def failure(self, key: str) -> dict | None:
@@ -98,7 +99,8 @@ class Store:
         except FileNotFoundError:
             return None
         except Damaged as damage:
-            return self._warn(path, damage)
+            self._warn(path, damage)
+            return None
         return found | {"reason": found["reason"] and printable(found["reason"])}
 
     def _warn(self, path: Path, damage: object) -> None:
@@ -184,7 +186,7 @@ class Store:
         import numpy as np
 
         content = io.BytesIO()
-        np.savez_compressed(content, **arrays)
+        np.savez_compressed(content, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
         write_atomically(path, content.getvalue())
 
     def scratch(self) -> AbstractContextManager[Path]:

@@ -9,21 +9,24 @@ import uuid
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nystra_bench.attention.base import Attention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.configuration import instantiate
 from nystra_bench.errors import UserError
-from nystra_bench.instruments.environment import environment, usable_cores
+from nystra_bench.instruments.environment import environment
 from nystra_bench.instruments.memory_guard import MemoryGuard
+from nystra_bench.instruments.threads import thread_count
 from nystra_bench.measure.base import Measured, measurement
 from nystra_bench.models import calibrate, load_configured, plug
 from nystra_bench.models.images import as_image, as_input
 from nystra_bench.models.tiling import restore_in_tiles
+from nystra_bench.models.windows import WindowedModel
 from nystra_bench.sweep.cell import Cell, canonical_json
 from nystra_bench.sweep.store import Store
 from nystra_bench.tasks.base import Sample, Task
@@ -31,6 +34,10 @@ from nystra_bench.words import ORIGINAL, RELEASED
 
 PARENT_DRAWS_S = 0.02
 """Seconds that the parent is given to draw its progress, so that it does not draw while a timing runs."""
+
+
+ABSENT: Any = None
+"""A task, model or attention that no measurement of the session needs; one that does need it has it."""
 
 
 class NotFinite(Exception):
@@ -52,7 +59,7 @@ class Job:
         self.cell = Cell(cell)
         self.measurement = measurement(self.cell.measure, measure)
         self.config, self.parts = attention, parts
-        self.attention: Attention | None = None if attention is None else instantiate(attention)
+        self.attention: Attention = ABSENT if attention is None else instantiate(attention)
         self.calibration: dict | None = None
 
 
@@ -96,10 +103,10 @@ class Workbench:
     def load(self) -> None:
         """Load what the cells need; raises what is wrong with it."""
         request = self.request
-        torch.set_num_threads(request["device"]["threads"] or usable_cores())
+        torch.set_num_threads(thread_count(request["device"]["threads"]))
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(request["tf32"])
         self.references: dict[str, Attention] = {n: instantiate(config) for n, config in request["references"].items()}
-        self.task: Task | None = instantiate(request["task"]) if request["task"] else None
+        self.task: Task = instantiate(request["task"]) if request["task"] else ABSENT
         if not request["model"]:
             return
         bias = request["position_bias"] or RELEASED
@@ -112,7 +119,7 @@ class Workbench:
                 self.task.sizes(), self.task.channels, tile, self.device, self.dtype, self.forward
             )
 
-    def _load_model(self, window: int | None, bias: str, dtype: torch.dtype) -> nn.Module:
+    def _load_model(self, window: int | None, bias: str, dtype: torch.dtype) -> WindowedModel:
         model = load_configured(self.request["model"], window, bias).to(self.device, dtype)
         for name, tensor in model.state_dict().items():
             if not torch.isfinite(tensor).all():
@@ -120,7 +127,7 @@ class Workbench:
         return model
 
     @cached_property
-    def originals(self) -> dict[str, nn.Module]:
+    def originals(self) -> dict[str, WindowedModel]:
         """The models that deviations are measured from: ``exact`` in the session's window, ``native`` as released.
 
         In float32 where the session is of half precision: what half precision does to the output is part of a
@@ -151,19 +158,19 @@ class Workbench:
     # ----------------------------------------------------------------- running the model
 
     @torch.inference_mode()
-    def forward(self, model: nn.Module, x: Tensor) -> Tensor:
+    def forward(self, model: WindowedModel, x: Tensor) -> Tensor:
         return self.call(model, x)
 
-    def call(self, model: nn.Module, x: Tensor) -> Tensor:
+    def call(self, model: WindowedModel, x: Tensor) -> Tensor:
         """What a user of the model would call: on whole images, or on tiles where the run says so."""
         tiling = self.request["tiling"]
         return restore_in_tiles(model, x, **tiling, scale=model.scale) if tiling else model(x)
 
-    def restore(self, model: nn.Module, sample: Sample, dtype: torch.dtype | None = None) -> np.ndarray:
+    def restore(self, model: WindowedModel, sample: Sample, dtype: torch.dtype | None = None) -> np.ndarray:
         """The output for a sample, (height, width, C) float32, neither clipped nor rounded."""
         return as_image(self.forward(model, self.tensor(sample.degraded, dtype)))
 
-    def without_attention(self) -> nn.Module:
+    def without_attention(self) -> WindowedModel:
         return plug(self.model, IdentityAttention())
 
     def calibrate(self, jobs: list[Job]) -> list[Job]:

@@ -48,12 +48,12 @@ class Task:
     version: ClassVar[str] = "1"
     """Raised whenever the samples change for the same parameters."""
 
-    scale: ClassVar[int] = 1
+    scale: int = 1
     """Side of the clean image over that of the degraded one."""
 
     channels: ClassVar[int] = 3
 
-    convention: ClassVar[Convention] = RGB8
+    convention: Convention = RGB8
     """How the ground-truth metrics of this task's literature look at the images."""
 
     @property

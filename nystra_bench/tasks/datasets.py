@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,8 @@ def central(size: tuple[int, int], crop: int | None) -> Box:
     """The central square of ``crop`` pixels a side, or as much of it as there is; None takes everything."""
     kept = [side if crop is None else min(side, crop) for side in size]
     starts = [(side - length) // 2 for side, length in zip(size, kept, strict=True)]
-    return tuple(slice(start, start + length) for start, length in zip(starts, kept, strict=True))
+    rows, columns = (slice(start, start + length) for start, length in zip(starts, kept, strict=True))
+    return rows, columns
 
 
 def digest(chosen: list[Picture]) -> str:
@@ -225,7 +227,7 @@ class Large:
     def __post_init__(self):
         self.small: dict[str, tuple[int, int]] = {}
 
-    def first(self, found: list, size_of: Callable[[object], tuple[int, int]], limit: int | None) -> list:
+    def first(self, found: Iterable, size_of: Callable[[Any], tuple[int, int]], limit: int | None) -> list:
         """The first ``limit`` of these that are large enough; those behind are not looked at.
 
         Args:

@@ -49,9 +49,9 @@ class Deblur(SyntheticTask):
         for name, value, accepted in (("kernel", kernel, KERNELS), ("light", light, LIGHTS)):
             if value not in accepted:
                 raise unknown(f"task.{name}", value, accepted)
-        for name, value, least, most in (("size", size, 0.5, 100), ("noise", noise, 0, 255)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-                raise UserError(f"task.{name}={value} is out of range: accepted are numbers from {least} to {most}")
+        for option, number, least, most in (("size", size, 0.5, 100), ("noise", noise, 0, 255)):
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not least <= number <= most:
+                raise UserError(f"task.{option}={number} is out of range: accepted are numbers from {least} to {most}")
         if kernels is not None and (not isinstance(kernels, int) or isinstance(kernels, bool) or kernels < 1):
             raise UserError(f"task.kernels={kernels} is out of range: accepted are whole numbers from 1 on, or null")
         super().__init__(images, limit, crop, seed)

@@ -9,7 +9,7 @@ import numpy as np
 from nystra_bench.errors import UserError
 from nystra_bench.metrics.conventions import DEHAZE
 from nystra_bench.tasks.base import SyntheticTask
-from nystra_bench.tasks.datasets import Picture, cut_out
+from nystra_bench.tasks.datasets import Box, Picture, cut_out
 from nystra_bench.tasks.degradations import haze, synthetic_depth
 from nystra_bench.tasks.pairs import PLACEHOLDER, FolderPairs, Pair
 
@@ -53,7 +53,8 @@ class Dehaze(SyntheticTask):
         beta = self.density * rng.uniform(0.4, 1.0)
         airlight = np.clip(rng.uniform(*AIRLIGHT) + rng.uniform(-TINT, TINT, 3), 0, 1)
         if depth is None:
-            depth = synthetic_depth(*clean.shape[:2], rng)
+            height, width = clean.shape[:2]
+            depth = synthetic_depth(height, width, rng)
         return haze(clean, depth, beta, airlight)
 
     def identity(self) -> dict:
@@ -95,4 +96,9 @@ class DehazePairs(FolderPairs):
 
     def _without_border(self, clean: Picture) -> Picture:
         b = self.clean_border
-        return cut_out(clean, lambda size: tuple(slice(b, max(side - b, b)) for side in size))
+
+        def inside(size: tuple[int, int]) -> Box:
+            rows, columns = (slice(b, max(side - b, b)) for side in size)
+            return rows, columns
+
+        return cut_out(clean, inside)

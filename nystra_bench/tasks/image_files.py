@@ -17,8 +17,10 @@ from nystra_bench.text import printable
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".gif")
-SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
+SUFFIXES = (
+    *(".png", ".webp", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 ENDINGS = ", ".join(suffix[1:] for suffix in SUFFIXES)
 CONVERTED_MODES = ("RGB", "L", "P", "1")
 
@@ -108,13 +110,13 @@ def read_image(file: Path, option: str = "task.images") -> np.ndarray:
     from PIL import ImageOps
 
     with _opened(file, option) as image:
-        deep = any(map(_is_deep, image.tile))
+        deep = any(map(_is_deep, getattr(image, "tile", ())))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         transparent = "transparency" in image.info
         mode = f"{image.mode}, 16 bits" if deep else image.mode
         pixels = np.asarray(image.convert("RGB")) if mode in CONVERTED_MODES else None
-    if mode not in CONVERTED_MODES or transparent:
+    if pixels is None or transparent:
         kind = "transparency" if transparent else f"mode {mode}"
         raise UserError(f"{option}: {file} has {kind}: accepted are 8-bit RGB, grey and palette images")
     return pixels
@@ -180,6 +182,8 @@ def _opened(file: Path, option: str) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as image:
             yield image
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises what its parsers stumble over: TypeError, struct.error, …
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{option}: {file} cannot be read as an image ({reason}): mend or remove it") from error

@@ -94,7 +94,7 @@ class PairedTask(Task):
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        found = map(self._cropped, self.find())
+        found = (self._cropped(pair) for pair in self.find())
         chosen = self._large.first(found, lambda pair: pair.clean.size(), self.limit)
         if not chosen:
             raise self._large.nothing(self._given)
@@ -140,7 +140,8 @@ class PairedTask(Task):
 
         def of_clean(_: tuple[int, int]) -> Box:
             box = of_degraded(pair.degraded.size())
-            return tuple(slice(side.start * self.scale, side.stop * self.scale) for side in box)
+            rows, columns = (slice(side.start * self.scale, side.stop * self.scale) for side in box)
+            return rows, columns
 
         return Pair(pair.id, cut_out(pair.degraded, of_degraded), cut_out(pair.clean, of_clean))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,10 @@ class Sidd(PairedTask):
 
     def _pictures(self, side: str, file: Path, shape: tuple[int, ...]) -> Iterator[Picture]:
         for index in range(shape[0] * shape[1]):
-            yield Picture(str(file), lambda index=index: self._blocks[side][index], lambda: shape[2:4])
+            yield Picture(str(file), partial(self._block, side, index), lambda: (shape[2], shape[3]))
+
+    def _block(self, side: str, index: int) -> np.ndarray:
+        return self._blocks[side][index]
 
     @cached_property
     def _blocks(self) -> dict[str, np.ndarray]:

@@ -90,10 +90,11 @@ class SuperResolutionPairs(FolderPairs):
         grey: str = "colour",
     ):
         check_scale(scale)
-        names = [text.replace("{scale}", str(scale)) for text in (degraded, clean, degraded_name, clean_name)]
+        texts = (text.replace("{scale}", str(scale)) for text in (degraded, clean, degraded_name, clean_name))
+        degraded, clean, degraded_name, clean_name = texts
         self.scale, self.grey = scale, grey
         self.convention = super_resolution(scale, grey)
-        super().__init__(root, *names, limit, crop)
+        super().__init__(root, degraded, clean, degraded_name, clean_name, limit, crop)
 
     def as_output(self, degraded: np.ndarray) -> np.ndarray:
         return enlarged(degraded, self.scale)

@@ -136,3 +136,17 @@ def test_sdpa_never_builds_the_logits_of_all_windows(bias, regions):
 
 def test_exact_does_build_them_so_that_the_measure_of_memory_is_sound(bias, regions):
     assert largest_tensor(ExactAttention, bias, regions) == 2 * WINDOWS * HEADS * TOKENS * TOKENS
+
+
+def test_logits_that_the_memory_cannot_hold_are_refused_with_their_size(monkeypatch):
+    from nystra_bench.attention import exact
+    from nystra_bench.instruments import memory
+
+    monkeypatch.setattr(exact, "LARGE", 1000)
+    q = torch.zeros(2, 3, 16, 4)
+    needed = 2 * 2 * 3 * 16 * 16 * 4
+    monkeypatch.setattr(memory, "free_memory", lambda device: needed - 1.0)
+    with pytest.raises(MemoryError, match="logits of 2 windows, 3 heads and 16 x 16 tokens .* accepted are"):
+        exact.ExactAttention()(q, q, q, Window(4, 4))
+    monkeypatch.setattr(memory, "free_memory", lambda device: needed + 1.0)
+    assert exact.ExactAttention()(q, q, q, Window(4, 4)).shape == q.shape

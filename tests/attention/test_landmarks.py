@@ -46,10 +46,20 @@ def test_pooling_equals_the_mean_of_each_cell_wherever_the_window_is_accepted(he
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 150))
-def test_a_window_is_refused_exactly_when_the_grid_does_not_fit_in(height, width, landmarks):
-    rows, columns = grid(landmarks)
-    refused = refuses_landmarks(landmarks, height, width)
-    assert (refused is None) == (rows <= height and columns <= width)
+def test_a_window_is_refused_exactly_when_no_grid_fits_in(height, width, landmarks):
+    refused, fitting = refuses_landmarks(landmarks, height, width), grid(landmarks, height, width)
+    assert (refused is None) == (fitting is not None)
+    assert fitting is None or landmark_grid(landmarks, height, width) == fitting
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 150))
+def test_in_a_square_window_it_is_the_grid_nearest_to_a_square_or_none(side, landmarks):
+    assert grid(landmarks, side, side) in (grid(landmarks), None)
+
+
+def test_a_strip_of_one_row_holds_its_landmarks_in_one_row():
+    assert landmark_grid(16, 1, 1225) == (1, 16) and landmark_grid(16, 1225, 1) == (16, 1)
 
 
 def test_more_landmarks_than_tokens_are_refused_with_both_numbers():

@@ -24,7 +24,7 @@ def is_linear(path: Path) -> bool:
     """Every baseline has to be, and of the others those that say so (and are held to what they say elsewhere)."""
     config = OmegaConf.to_container(OmegaConf.load(path))
     small, large = (instantiate(config).flops(1, HEADS, side**2, DIM, DIM) for side in (SMALL, LARGE))
-    return config["_target_"].startswith("baselines.") or large <= 4 * small * 1.01
+    return config["_target_"].startswith("nystra_bench.baselines.") or large <= 4 * small * 1.01
 
 
 LINEAR = [path for path in CONFIGS if is_linear(path)]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = {
     path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (ROOT / "configs/attention").glob("*.yaml")
 }
-BASELINES = sorted(name for name, config in CONFIGS.items() if config["_target_"].startswith("baselines."))
+BASELINES = sorted(name for name, config in CONFIGS.items() if config["_target_"].startswith("nystra_bench.baselines."))
 
 
 def table() -> dict[str, list[str]]:

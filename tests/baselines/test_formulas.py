@@ -8,21 +8,21 @@ import pytest
 import torch
 from attention_references import exact, pooled, random_qkv, relative_error, smooth_qkv
 
-from baselines.agent_attention import AgentAttention
-from baselines.clustered_attention import ClusteredAttention
-from baselines.common import gaussian_directions
-from baselines.efficient_attention import EfficientAttention
-from baselines.improved_clustered_attention import ImprovedClusteredAttention
-from baselines.kv_merging import MergedAttention
-from baselines.kv_pooling import PooledAttention
-from baselines.linear_attention import LinearAttention
-from baselines.nystromformer import NystromformerAttention
-from baselines.performer import PerformerAttention
-from baselines.rfa import RandomFeatureAttention
-from baselines.skyformer import SkyformerAttention
-from baselines.taylor import TaylorAttention
-from baselines.uniform import UniformAttention
 from nystra_bench.attention.base import Window
+from nystra_bench.baselines.agent_attention import AgentAttention
+from nystra_bench.baselines.clustered_attention import ClusteredAttention
+from nystra_bench.baselines.common import gaussian_directions
+from nystra_bench.baselines.efficient_attention import EfficientAttention
+from nystra_bench.baselines.improved_clustered_attention import ImprovedClusteredAttention
+from nystra_bench.baselines.kv_merging import MergedAttention
+from nystra_bench.baselines.kv_pooling import PooledAttention
+from nystra_bench.baselines.linear_attention import LinearAttention
+from nystra_bench.baselines.nystromformer import NystromformerAttention
+from nystra_bench.baselines.performer import PerformerAttention
+from nystra_bench.baselines.rfa import RandomFeatureAttention
+from nystra_bench.baselines.skyformer import SkyformerAttention
+from nystra_bench.baselines.taylor import TaylorAttention
+from nystra_bench.baselines.uniform import UniformAttention
 
 SIZES = ((8, 8), (8, 16), (7, 9))
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from attention_references import random_qkv, relative_error, smooth_qkv
 
-from baselines.common import gaussian_directions
-from baselines.nystromformer import NystromformerAttention
-from baselines.performer import PerformerAttention
 from nystra_bench.attention.base import Window
+from nystra_bench.baselines.common import gaussian_directions
+from nystra_bench.baselines.nystromformer import NystromformerAttention
+from nystra_bench.baselines.performer import PerformerAttention
 
 WINDOWS, HEADS, DIM = 3, 2, 16
 

@@ -25,7 +25,7 @@ def test_entries_are_well_formed(name):
         assert entry and entry.strip() == entry and "\n" not in entry
     assert download.page.startswith("https://")
     for item in download.items():
-        assert item.url is None or re.fullmatch(r"https://[^\s?#]+", item.url)
+        assert item.url is None or re.fullmatch(r"(https://|pip:[a-z-]+==[0-9.]+/)[^\s?#]+", item.url)
         assert item.size is None or item.size > 0
         if item.url and download.files is None and not download.unpack:
             assert item.url.endswith(f"/{item.file}")

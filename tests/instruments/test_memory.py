@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nystra_bench.instruments import memory
+from nystra_bench.instruments.environment import KEEP_MEMORY
 from nystra_bench.sweep.inspection import child_environment
 
 SCRIPT = """
@@ -66,3 +67,22 @@ def test_a_system_without_proc_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "_RESET", tmp_path / "absent" / "clear_refs")
     assert "/proc/self" in memory.available("cpu")
     assert memory.available("cuda") is None
+
+
+KEEPING = """
+import torch
+from nystra_bench.instruments.memory import kept_memory
+taken = torch.ones(100_000_000)
+during = kept_memory()
+del taken
+print(during, kept_memory())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc tells what it keeps")
+def test_what_a_worker_has_freed_is_free_to_it():
+    run = subprocess.run(
+        [sys.executable, "-c", KEEPING], env={**KEEP_MEMORY, **child_environment()}, capture_output=True, text=True
+    )
+    during, after = map(float, run.stdout.split())
+    assert after - during == pytest.approx(4e8, rel=0.01)

@@ -119,11 +119,12 @@ def test_y_of_a_photograph_is_scikit_images():
 def test_prepared_images_have_the_stated_form(image, convention, border):
     prepared = replace(convention, border=border).prepare(image)
     height, width, channels = image.shape
-    assert prepared.shape == (height - 2 * border, width - 2 * border, 1 if convention.colour == "y" else channels)
+    kept = 1 if "y" in convention.colour.split() else channels
+    assert prepared.shape == (height - 2 * border, width - 2 * border, kept)
     assert prepared.dtype == np.float64
     if convention.clipped:
         assert prepared.min() >= 0 and prepared.max() <= 1
-    if convention.rounded and convention.colour != "y":
+    if convention.rounded and "y" not in convention.colour.split():
         assert np.abs(prepared * 255 - np.round(prepared * 255)).max() < 1e-9
 
 
@@ -208,7 +209,8 @@ def test_every_convention_says_all_in_words():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="colour=cmyk is unknown: accepted are rgb, y, grey, any"):
+    accepted = "accepted are rgb, y, y or grey, grey of rgb, grey, any"
+    with pytest.raises(ValueError, match=f"colour=cmyk is unknown: {accepted}"):
         Convention(colour="cmyk")
     with pytest.raises(ValueError, match="border=-1"):
         Convention(border=-1)

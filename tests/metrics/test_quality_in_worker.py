@@ -15,7 +15,7 @@ from nystra_bench.models.swinir import SwinIR, SwinIRSpec
 from nystra_bench.report.figures.panel import VisualPanel
 from nystra_bench.report.reading import load
 from nystra_bench.sweep.cell import SCHEMA, Cell
-from nystra_bench.sweep.store import write_atomically
+from nystra_bench.sweep.store import Store, write_atomically
 from nystra_bench.sweep.worker import Worker
 from nystra_bench.tasks.super_resolution import SuperResolution
 
@@ -34,6 +34,11 @@ class MeanShift(SetMetric):
 class Absent(Metric):
     def available(self):
         return "it is never there"
+
+class Large(Metric):
+    smallest = 40
+    def compare(self, output, target):
+        raise ValueError("it was asked all the same")
 '''
 EXACT = {"_target_": "nystra_bench.attention.exact.ExactAttention"}
 IDENTITY = {"_target_": "nystra_bench.attention.identity.IdentityAttention"}
@@ -45,7 +50,10 @@ METRICS = {
     "shift": {"_target_": "mean_shift_plugin.MeanShift"},
     "deviation_shift": {"_target_": "mean_shift_plugin.MeanShift", "against": "exact"},
     "absent": {"_target_": "mean_shift_plugin.Absent"},
+    "large": {"_target_": "mean_shift_plugin.Large"},
 }
+LARGE = "it needs images of 40 pixels a side, and the smallest one is 48x40"
+"""With the border of 2 pixels of super-resolution there are 36."""
 
 
 QUALITY = {"_target_": "nystra_bench.measure.quality.Quality"}
@@ -157,7 +165,17 @@ def test_the_table_has_columns_for_images_and_sets(run):
     assert not data.images["metric"].str.contains("shift").any()
     assert "sr_y: luma Y" in data.descriptions["psnr"]["convention"]
     assert "rgb8: RGB, border of 2 pixels" in data.descriptions["psnr_rgb"]["convention"]
-    assert data.unavailable == {"absent": "it is never there"}
+    assert data.unavailable == {"absent": "it is never there", "large": LARGE}
+
+
+def test_a_released_model_that_spoils_its_input_says_so_and_no_other_cell_does(run):
+    results, task, values = run
+    reasons = {name: Store(results / "store").result(quality_cell(name).key)["reason"] for name in values}
+    first = values["exact"]["images"][0]
+    assert first["metrics"]["psnr"] < first["input"]["psnr"] - 3  # the weights are random
+    said = f"({first['metrics']['psnr']:.1f} dB in 0) than its input ({first['input']['psnr']:.1f} dB)"
+    assert said in reasons["exact"] and "model.image_range" in reasons["exact"]
+    assert reasons["identity"] is None
 
 
 def test_the_panel_shows_the_input_in_the_size_of_the_outputs(run):

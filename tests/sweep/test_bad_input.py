@@ -66,7 +66,7 @@ def refused(bench, tmp_path):
         ("position_bias=interpolated", ["position_bias=interpolated", "did you mean interpolate?"]),
         ("device=tpu", ["device=tpu", "cpu, cuda"]),
         ("dtype=int8", ["dtype=int8", "float32"]),
-        ("measure=[speed]", ["measure=speed", "latency, memory, quality"]),
+        ("measure=[speed]", ["measure=speed", "latency", "quality"]),
         ("name=../x", ["name=../x", "without a dot"]),
         ("name=a//x", ["name=a//x", "joined by /"]),
         ("name=store/x", ["name=store/x", "other than store"]),
@@ -82,6 +82,10 @@ def refused(bench, tmp_path):
         ("seed=abc", ["seed=abc", "whole numbers"]),
         ("plugins=[/nowhere]", ["/nowhere", "folder"]),
         ("~mode", ["~mode", "option=value"]),
+        ("timing.min_rounds=1000000000", ["timing.min_rounds=1000000000", "up to 10000"]),
+        ("timing.min_sample_ms=1e300", ["timing.min_sample_ms=1e+300", "up to 60000"]),
+        ("task.images=a,b", ["task.images=a,b", "task.images=[a,b]"]),
+        ("seed=1,2", ["seed=1,2", "several values"]),
     ],
 )
 def test_words_that_are_no_options_or_hold_no_accepted_value(refused, word, parts):
@@ -101,6 +105,10 @@ def test_words_that_are_no_options_or_hold_no_accepted_value(refused, word, part
         ("attention.iterations=-1", ["iterations=-1", "from 0 on"]),
         ("attention.init=foo", ["init=foo", "global, matrix"]),
         ("attention.guard=high", ["guard=high", "numbers"]),
+        ("attention.guard=nan", ["guard=nan", "numbers"]),
+        ("attention.guard=-5", ["guard=-5", "from 0 on"]),
+        ("device.threads=99999999999", ["device.threads=99999999999", "cores of this machine"]),
+        ("device.threads=true", ["device.threads=True", "whole numbers"]),
         ("device.threads=0", ["device.threads=0", "from 1 on"]),
         ("device.threads=many", ["device.threads=many", "whole numbers"]),
         ("device.type=tpu", ["device.type=tpu", "device.threads"]),
@@ -125,6 +133,13 @@ def test_a_device_that_the_machine_lacks(refused):
     sentence = refused("device=cuda")
     assert "device=cuda" in sentence
     assert "no CUDA GPU" in sentence
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("further", ["window_size=16", "window_size=999", "attention.landmarks=300", "attention=exact"])
+def test_an_absent_device_is_named_whatever_else_there_is(refused, further):
+    sentence = refused("device=cuda", further)
+    assert sentence.startswith("device=cuda does not fit: ") and "no CUDA GPU" in sentence
 
 
 def test_a_window_beside_the_native_bias_would_be_used_by_no_cell(refused):
@@ -166,13 +181,13 @@ def test_a_checkpoint_of_another_architecture(refused, tmp_path):
 
 
 def png_of_16_bits(file):
-    """8 x 8, RGB: Pillow cannot write one, and reads one as if it had 8 bits."""
+    """24 x 24, RGB: Pillow cannot write one, and reads one as if it had 8 bits."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + bytes(48) for _ in range(8)))
+    header = struct.pack(">IIBBBBB", 24, 24, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + bytes(144) for _ in range(24)))
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 
@@ -220,7 +235,7 @@ def test_results_that_cannot_be_written(bench, tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "parts"),
     [
-        ("sweep/bad.yaml", "blocks: [", ["options do not fit together", "bad.yaml"]),
+        ("sweep/bad.yaml", "blocks: [", ["bad.yaml", "cannot be read"]),
         ("sweep/bad.yaml", "blocks: {model: swinir}", ["options do not fit together", "sweep/bad"]),
         ("sweep/bad.yaml", "blocks: [{model: swinir, tasks: denoise}]", ["tasks", "did you mean task?"]),
         ("attention/exact.yaml", "a: [", ["exact.yaml", "cannot be read"]),
@@ -250,6 +265,53 @@ def test_an_attention_that_cannot_be_made(refused, tmp_path, tiny_weights, text,
     (tmp_path / "attention" / "mine.yaml").write_text(text)
     words = [f"plugins=[{tmp_path}]", f"model.weights={tiny_weights}", "task.crop=32", "task.limit=1"]
     assert part in refused(*words, "attention=mine", sweep="+sweep=denoise")
+
+
+@pytest.mark.parametrize(
+    ("code", "parts"),
+    [
+        ("def (:", ["_target_=mine.Mine", "SyntaxError", "line 1"]),
+        ("raise RuntimeError('boom')", ["_target_=mine.Mine", "RuntimeError: boom"]),
+        ("raise SystemExit(0)", ["_target_=mine.Mine", "SystemExit"]),
+        ("import nowhere_at_all", ["_target_=mine.Mine", "nowhere_at_all"]),
+        ("class Mine:\n    def __init__(self): {}['x']", ["_target_=mine.Mine", "KeyError: 'x'", "mine.py, line 2"]),
+        ("class Mine:\n    def __init__(self): open('/nowhere')", ["_target_=mine.Mine", "FileNotFoundError"]),
+    ],
+)
+@pytest.mark.parametrize(("choice", "word"), [("attention", "attention=mine"), ("metric", "metrics=mine")])
+def test_a_plug_in_with_a_mistake_in_its_code(refused, tmp_path, monkeypatch, choice, word, code, parts):
+    (tmp_path / choice).mkdir()
+    (tmp_path / choice / "mine.yaml").write_text("_target_: mine.Mine\n")
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    sentence = refused(f"plugins=[{tmp_path}]", word, "measure=quality", sweep="+sweep=denoise")
+    for part in parts:
+        assert part in sentence
+
+
+def test_a_mistake_in_what_a_plug_in_imports_later(refused, tmp_path, monkeypatch):
+    (tmp_path / "attention").mkdir()
+    (tmp_path / "attention" / "mine.yaml").write_text("_target_: lazy.Lazy\n")
+    text = "from nystra_bench.attention.exact import ExactAttention\n\n\nclass Lazy(ExactAttention):\n"
+    (tmp_path / "lazy.py").write_text(f"{text}    def forward(self, *of):\n        import later\n")
+    (tmp_path / "later.py").write_text("x = = 1\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "lazy", raising=False)
+    sentence = refused(f"plugins=[{tmp_path}]", "attention=mine", "measure=quality", sweep="+sweep=denoise")
+    assert f"{tmp_path / 'later.py'} cannot be read as Python" in sentence and "line 1" in sentence
+
+
+@pytest.mark.parametrize("name", ["results", "timing", "metrics", "hydra", "mode"])
+def test_a_folder_of_plug_ins_may_hold_one_that_is_called_like_a_setting(bench, tmp_path, name):
+    mine = tmp_path / "mine"
+    (mine / name).mkdir(parents=True)
+    (mine / name / "x.yaml").write_text("a: 1\n")
+    outcome = bench(f"plugins=['{bench.plugins}',{mine}]", "mode=plan", "measure=quality", "metrics=[psnr]")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[-1].startswith("tiny: ")
 
 
 # ------------------------------------------------------------------ the process itself

@@ -63,6 +63,20 @@ def test_threads_are_part_of_timings_alone(bench):
     assert one["quality"]["cell"]["model"]["name"] == "tiny"
 
 
+def test_the_range_of_values_is_part_of_the_key_where_it_is_not_the_usual_one(bench):
+    words = ["mode=report", "attention=exact", "position_bias=native", "measure=quality", "tables=[]", "figures=[]"]
+
+    def model(*more):
+        assert bench(*words, *more).code == 0
+        (cell,) = json.loads((bench.results / "tiny" / "cells.json").read_text())["cells"]
+        return cell["key"], cell["cell"]["model"]
+
+    usual, wide = model(), model("model.image_range=255")
+    assert model("model.image_range=1") == usual and "settings" not in usual[1]
+    assert wide[0] != usual[0]
+    assert wide[1] == usual[1] | {"name": "tiny image_range=255.0", "settings": {"image_range": 255.0}}
+
+
 def test_sessions_hold_what_may_be_compared(bench, monkeypatch):
     planned = []
     monkeypatch.setattr(engine, "plan", lambda *arguments: planned.extend(plan(*arguments)) or planned)

@@ -2,10 +2,11 @@
 
 import os
 import socket
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from shared_data import SHARED, needs_cases
 
 from nystra_bench.errors import UserError
@@ -140,11 +141,30 @@ def test_grey_pixmaps_and_bitmaps_are_taken(tmp_path):
     np.testing.assert_array_equal(bits[..., 0], [[0, 255], [255, 0]])
 
 
-@pytest.mark.parametrize("content", [b"P6 2 2 65535\n" + bytes(24), b"P3 1 1 65535\n1 2 3", b"P5 2 2 65535\n" + bytes(8)])
+@pytest.mark.parametrize(
+    "content", [b"P6 2 2 65535\n" + bytes(24), b"P3 1 1 65535\n1 2 3", b"P5 2 2 65535\n" + bytes(8)]
+)
 def test_pixmaps_of_16_bits_are_refused(tmp_path, content):
     (tmp_path / "deep.ppm").write_bytes(content)
     with pytest.raises(UserError, match="deep.ppm has mode .*16 bits: accepted are 8-bit"):
         read_image(tmp_path / "deep.ppm")
+
+
+@pytest.mark.parametrize("error", [TypeError("Missing dimensions"), struct.error("unpack"), KeyError(256), EOFError()])
+def test_whatever_pillow_stumbles_over_makes_a_file_broken(tmp_path, monkeypatch, error):
+    """The first of these came out of 2,000 damaged files."""
+
+    def stumble(*_):
+        raise error
+
+    file = save(tmp_path / "a.tif")
+    monkeypatch.setattr(ImageOps, "exif_transpose", lambda *_, **__: stumble())
+    with pytest.raises(UserError, match="a.tif cannot be read as an image .*: mend or remove it"):
+        read_image(file)
+    monkeypatch.setattr(Image, "open", stumble)
+    with pytest.raises(UserError, match="a.tif cannot be read as an image .*: mend or remove it"):
+        image_size(file)
+    assert frames(file) == 1
 
 
 # --------------------------------------------------------------------------- what is left out

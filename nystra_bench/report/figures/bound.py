@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,7 +20,7 @@ from nystra_bench.report.wording import group_label, groups
 FIGURE = ["task", "task_parameters", "dataset", "device", "dtype"]
 ROW = ["model", "window", "bias"]
 
-THEORY = {
+THEORY: dict[str, tuple[str, dict[str, Any]]] = {
     "kernel_bound": ("bound of Lemma 2.1", {"linestyle": "--"}),
     "kernel_projection": ("projection bound", {"linestyle": "-."}),
     "kernel_error_pinv": ("true pseudo-inverse", {"linestyle": "-", "marker": "x", "markersize": 4}),

@@ -99,9 +99,11 @@ def _queries(data: ReportData, rows: pd.DataFrame, files: dict[int, Path]) -> li
     for row, records in rows.groupby("row", sort=False):
         with np.load(files[row], allow_pickle=False) as arrays:
             for record in records.to_dict("records"):
-                pixel, n = tuple(int(record[name]) for name in QUERY), record["map"]
+                row_, column = (int(record[name]) for name in QUERY)
+                pixel, n = (row_, column), record["map"]
                 values, exact = (_finite(arrays[f"{kind}{n}"]) for kind in ("map", "exact"))
-                box = tuple(int(record[name]) for name in BOX)
+                top, left, height, width = (int(record[name]) for name in BOX)
+                box = (top, left, height, width)
                 query = found.setdefault(pixel, Query(pixel, _image(arrays["image"]), box, exact, []))
                 if data.frame.at[row, "attention"] != ORIGINAL:
                     query.maps.append(Map(_title(data, row, record), values))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -17,7 +19,7 @@ from nystra_bench.words import RELEASED
 
 FIGURE = ["enlarged", "device", "dtype"]
 PANEL = ["model", "window", "bias", "task", "task_parameters", "dataset"]
-KINDS = {"all": ("-", "every attention replaced"), "alone": ("--", "this layer's alone")}
+KINDS: dict[str, tuple[Any, str]] = {"all": ("-", "every attention replaced"), "alone": ("--", "this layer's alone")}
 """Which error: line and words."""
 
 
@@ -61,7 +63,8 @@ class Propagation(Figure):
         panels = list(groups(rows, PANEL))
         across = min(self.columns, len(panels))
         down = -(-len(panels) // across)
-        figure = new_figure(max(5.0, 3.5 * across), 2.7 * down + 1.0)
+        width = max(5.0, 3.9 * across)
+        figure = new_figure(width, 2.7 * down + 1.0)
         grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
         handles: dict[str, Line2D] = {}
         for axes, (where, members) in zip(grid, panels, strict=False):
@@ -74,16 +77,19 @@ class Propagation(Figure):
             axes.set_ylabel("relative error of features")
         handles |= {words: Line2D([], [], color=GREY, linestyle=line) for line, words in KINDS.values()}
         head(figure, f"Errors layer by layer: {group_label(group, FIGURE)}")
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=int(width / 2.4))
         return figure
 
     def _panel(self, axes: Axes, data: ReportData, rows: list[int]) -> dict[str, Line2D]:
-        look, layers, handles, turns = looks(data), data.rows("propagation"), {}, {}
+        look, layers = looks(data), data.rows("propagation")
+        handles: dict[str, Line2D] = {}
+        turns: dict[str, int] = {}
         for row in rows:
             of_row = layers[layers["row"] == row].sort_values("depth")
             attention = data.frame.at[row, "attention"]
             turn = turns[attention] = turns.get(attention, -1) + 1  # settings of one method: other markers
-            dress = {"color": look[attention].colour, "marker": (look[attention].marker, "s", "^", "D")[turn % 4]}
+            marker = (look[attention].marker, "s", "^", "D")[turn % 4]
+            dress: dict[str, Any] = {"color": look[attention].colour, "marker": marker}
             for kind, (line, _) in KINDS.items():
                 shown = of_row[kind].where(np.isfinite(of_row[kind]) & (of_row[kind] > self.least))
                 drawn = axes.plot(of_row["depth"], shown, linestyle=line, markersize=3.5, **dress)[0]

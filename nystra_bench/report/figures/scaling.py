@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
@@ -66,20 +69,24 @@ class Scaling(Figure):
             for group, members in groups(data.frame.loc[list(dict.fromkeys(of_shape["row"]))], FIGURE):
                 rows = of_shape[of_shape["row"].isin(members.index)]
                 where = f"{shape}, {group_label(group, FIGURE)}"
-                costs = [cost for cost, (column, _) in COSTS.items() if (rows[column] > self._least(cost)).any()]
+                costs = [cost for cost in COSTS if self._visible(rows, cost).any()]
                 figures += [(f"{cost}, {where}", self._figure(data, rows, cost, where)) for cost in costs]
         return figures
 
-    def _least(self, cost: str) -> float:
-        return self.least_mb if cost == "memory" else 0.0
+    def _visible(self, rows: pd.DataFrame, cost: str) -> pd.Series:
+        """Which points can be drawn, on logarithmic axes, too."""
+        values = rows[COSTS[cost][0]]
+        return np.isfinite(values) & (values > (self.least_mb if cost == "memory" else 0.0))
 
     def _figure(self, data: ReportData, rows: pd.DataFrame, cost: str, title: str) -> Drawing:
-        modes = [mode for mode in MODES if (rows["mode"] == mode).any()]
+        visible = self._visible(rows, cost)
+        modes = [mode for mode in MODES if (visible & (rows["mode"] == mode)).any()]
         curves = max(rows.loc[rows["mode"] == mode, "row"].nunique() for mode in modes)
         figure = new_figure(11, len(modes) * max(3.0, 0.7 + 0.185 * curves) + 0.5)
         grid = figure.subplots(len(modes), 2, squeeze=False)
         for mode, (linear, logarithmic) in zip(modes, grid, strict=True):
-            drawn = _Curves(data, rows[rows["mode"] == mode], mode, cost, self._least(cost))
+            of_mode = rows["mode"] == mode
+            drawn = _Curves(data, rows[of_mode], rows[of_mode & visible], mode, cost)
             drawn.draw(linear)
             handles = drawn.draw(logarithmic)
             drawn.scale(linear, False)
@@ -93,14 +100,15 @@ class Scaling(Figure):
 class _Curves:
     """The curves of one mode, to be drawn on axes of two scales."""
 
-    def __init__(self, data: ReportData, rows: pd.DataFrame, mode: str, cost: str, least: float):
-        self.data, self.rows, self.mode, self.cost = data, rows, mode, cost
+    def __init__(self, data: ReportData, rows: pd.DataFrame, visible: pd.DataFrame, mode: str, cost: str):
+        self.data, self.rows, self.visible, self.mode, self.cost = data, rows, visible, mode, cost
         self.x, self.y = X[mode][0], COSTS[cost][0]
-        self.visible = rows[rows[self.y] > least]
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
         """Draw each curve; gives the handles of the legend."""
-        look, turns, handles = looks(self.data), {}, {}
+        look = looks(self.data)
+        turns: dict[str, int] = {}
+        handles: dict[str, Line2D] = {}
         ends: dict[str, Line2D] = {}
         for row in dict.fromkeys(self.rows["row"]):
             points = self.visible[self.visible["row"] == row].sort_values("tokens")
@@ -110,10 +118,11 @@ class _Curves:
             turn = turns[attention] = turns.get(attention, -1) + 1
             colour = "#222222" if attention == ORIGINAL else look[attention].colour
             style = LINES[(REFERENCES.index(attention) if attention in REFERENCES else turn) % len(LINES)]
-            dress = {"marker": look[attention].marker, "linewidth": 2.2 if attention == ORIGINAL else 1.3}
+            width = 2.2 if attention == ORIGINAL else 1.3
+            dress: dict[str, Any] = {"marker": look[attention].marker, "linewidth": width}
             (line,) = axes.plot(points[self.x], points[self.y], color=colour, linestyle=style, markersize=3.5, **dress)
             handles[self._label(row)] = line
-            self._spread(axes, points, colour)
+            self._spread(axes, points, colour, look[attention].marker)
             ends |= self._end(axes, row, points.iloc[-1], colour)
         return handles | ends
 
@@ -125,13 +134,13 @@ class _Curves:
         exponent, low, high = (number(value, 2) for value in found)
         return f"{brief_label(self.data, row)}: b = {exponent} ({low} to {high})"
 
-    def _spread(self, axes: Axes, points: pd.DataFrame, colour: str) -> None:
+    def _spread(self, axes: Axes, points: pd.DataFrame, colour: str, marker: str) -> None:
         """The interval of the median, and open marks where a timing is unstable."""
         if self.cost != "time":
             return
         axes.vlines(points[self.x], points["ms_low"], points["ms_high"], color=colour, linewidth=1.0, alpha=0.7)
         unsure = points[points["unstable"].astype(bool)]
-        axes.plot(unsure[self.x], unsure["ms"], "o", color="white", markeredgecolor=colour, markersize=4, zorder=3)
+        axes.plot(unsure[self.x], unsure["ms"], marker, color="white", markeredgecolor=colour, markersize=4, zorder=3)
 
     def _end(self, axes: Axes, row: int, last: pd.Series, colour: str) -> dict[str, Line2D]:
         kinds = self.rows.loc[(self.rows["row"] == row) & self.rows["kind"].isin(list(ENDS)), "kind"]
@@ -155,7 +164,8 @@ class _Curves:
                 axis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            steps = [1, 2, 4, 6.4, 8, 10] if self.x == "side" else None
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=steps))
             axes.set_ylim(bottom=0)
             axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -8,7 +8,7 @@ from nystra_bench.instruments.statistics import ENOUGH, LEVEL
 from nystra_bench.report.base import Table
 from nystra_bench.report.columns import ReadableTable, readable_table
 from nystra_bench.report.frame import ReportData
-from nystra_bench.report.wording import conventions, noise_lines, originals, untrained
+from nystra_bench.report.wording import conventions, kept, noise_lines, originals, untrained
 from nystra_bench.words import IDENTITY, LAST, OUTCOME
 
 
@@ -47,4 +47,4 @@ class MainTable(Table):
         noise = noise_lines(data)
         found = {"Noise floor (A/A)": noise, "Metrics": conventions(data)}
         listed = [f"{what}: {' '.join(lines)}" for what, lines in found.items() if lines]
-        return [*([speed] if noise else []), *listed, *untrained(data), *filter(None, [originals(data)])]
+        return [*([speed] if noise else []), *listed, *kept(data), *untrained(data), *filter(None, [originals(data)])]

@@ -11,8 +11,10 @@ from nystra_bench.report.columns import EMPTY, ReadableTable, TableCell, readabl
 from nystra_bench.report.frame import ReportData
 from nystra_bench.words import IDENTITY
 
-SHOWN = ("energy_20", "rank_90", "rank_99", "effective_tokens", "self_mass", "logit_std")
-SHOWN += ("matrix_mse", "spectral_error")
+SHOWN = (
+    *("energy_20", "rank_90", "rank_99", "effective_tokens", "self_mass", "logit_std"),
+    *("matrix_mse", "spectral_error"),
+)
 """The numbers that the readable form has; the CSV has all of them."""
 
 

@@ -1,1 +1,0 @@
-"""Training-free attentions from the literature: one file each, on the contract of ``nystra_bench.attention.base``."""
