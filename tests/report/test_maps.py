@@ -26,7 +26,7 @@ def maps(synthetic):
 def test_maps_and_differences_are_drawn_on_one_scale(maps):
     store, exact = maps
     ((label, figure),) = AttentionMaps("m").draw(load(store.write(), "demo"))
-    assert label.endswith("blocks.0, head 0")
+    assert label.startswith("blocks.0, head 0, toy_w8")
     above, below = np.array(figure.axes[:8]).reshape(2, 4)
     shown = [axes.images[0] for axes in above]
     np.testing.assert_allclose(shown[1].get_array(), exact)
@@ -50,7 +50,7 @@ def test_many_methods_are_drawn_in_several_figures(maps):
     store, exact = maps
     data = load(store.write(), "demo")
     figures = AttentionMaps("m", columns=1).draw(data)
-    assert len(figures) == 2 and figures[1][0].endswith("head 0 2")
+    assert len(figures) == 2 and figures[1][0].startswith("blocks.0, head 0 2, toy")
     assert all("exact" in [axes.get_title() for axes in figure.axes] for _, figure in figures)
 
 

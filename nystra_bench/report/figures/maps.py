@@ -71,12 +71,14 @@ class AttentionMaps(Figure):
         rows = rows[rows["row"].isin(list(files))].join(data.frame[GROUP], on="row")
         figures = []
         for group, members in groups(rows, [*GROUP, "layer", "head"]):
-            label = f"{group_label(group, GROUP)}, {group['layer']}, head {group['head']}"
+            where = f"{group['layer']}, head {group['head']}"
+            label = f"{group_label(group, GROUP)}, {where}"
             order = list(dict.fromkeys(members["row"]))
             others = [row for row in order if data.frame.at[row, "attention"] != ORIGINAL]
             for start in range(0, max(len(others), 1), self.columns):
                 part = members[members["row"].isin(others[start : start + self.columns] or order[:1])]
-                suffix = f"{label} {start // self.columns + 1}" if start else label
+                number_of = f" {start // self.columns + 1}" if start else ""
+                suffix = f"{where}{number_of}, {group_label(group, GROUP)}"  # long names of files are cut at the end
                 figures.append((suffix, _figure(_queries(data, part, files), label)))
         return figures
 

@@ -71,7 +71,7 @@ def _cell(row: pd.Series, name: str) -> TableCell:
 
 
 def short(value: float) -> str:
-    """Three significant digits, whatever the scale; an infinity as its sign."""
-    return "∞" if math.isinf(value) else f"{value:.3g}"
+    """Four significant digits, whatever the scale; an infinity as its sign."""
+    return "∞" if math.isinf(value) else f"{value:.4g}"
 
 
