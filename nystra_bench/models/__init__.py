@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-
 from nystra_bench.attention.base import Attention
 from nystra_bench.configuration import BIAS_MODES, Catalogue, configs_folder, instantiate
 from nystra_bench.errors import UserError, unknown
