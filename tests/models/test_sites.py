@@ -97,6 +97,22 @@ def test_a_users_model_is_plugged_and_unplugged_in_place(name):
     assert unplug(model) is model and torch.equal(model(image), expected) and not attention_sites(model)
 
 
+@torch.inference_mode()
+def test_what_spandrel_loaded_is_plugged_by_the_library():
+    import spandrel
+
+    import nystra_bench
+
+    loaded = spandrel.ModelLoader().load_from_state_dict(spandrel_model("DAT").state_dict()).eval()
+    image = picture(16, 24, count=1)
+    expected = loaded.model(image)
+    assert nystra_bench.plug(loaded, "nystra_plus(landmarks=4)") is loaded
+    assert (loaded.model(image) - expected).norm() > 1e-6 * expected.norm()
+    with pytest.raises(UserError, match="landmarks=64 exceed the 32 tokens of a 4x8 window"):
+        nystra_bench.plug(loaded, "nystra(landmarks=64)")
+    assert nystra_bench.unplug(loaded) is loaded and torch.equal(loaded.model(image), expected)
+
+
 def test_what_is_not_replaced_is_told_with_its_reason():
     for name in SHAPES:
         kept = kept_as_they_are(adapt(spandrel_model(name)))
