@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nystra_bench.api.pictures import pngs, show
-from nystra_bench.measure.maps import _record as record_of
+from nystra_bench.measure.maps import map_record
 from nystra_bench.words import ORIGINAL
 
 if TYPE_CHECKING:
@@ -39,28 +39,28 @@ class AttentionMaps(list["AttentionMap"]):
         """
         exact = {(m.layer, m.head, m.query): m for m in self if m.attention == ORIGINAL}
         records = [
-            {"attention": m.attention} | record_of(m, exact[m.layer, m.head, m.query]) | {"query": m.query}
+            {"attention": m.attention} | map_record(m, exact[m.layer, m.head, m.query]) | {"query": m.query}
             for m in self
         ]
         return pd.DataFrame(records).drop(columns="box")
 
     def figures(self) -> list[Figure]:
         """One for each layer and head, with a band for each query: the maps, and their differences from exact."""
-        from nystra_bench.report.figures.maps import _figure as draw_queries
+        from nystra_bench.report.figures.maps import queries_figure
 
         return [
-            draw_queries(self._queries(maps), f"{layer}, head {head}")
+            queries_figure(self._queries(maps), f"{layer}, head {head}")
             for (layer, head), maps in _grouped(self, lambda m: (m.layer, m.head)).items()
         ]
 
     def _queries(self, maps: list[AttentionMap]) -> list[Query]:
         """The maps of one layer and head, as the report draws them."""
-        from nystra_bench.report.figures.maps import Map, Query, _image
+        from nystra_bench.report.figures.maps import Map, Query, shown_image
 
         found = []
         for pixel, (exact, *others) in _grouped(maps, lambda m: m.query).items():
             shown = [Map(_title(m, exact), m.values) for m in others]
-            found.append(Query(pixel, _image(self.image), exact.box, exact.values, shown))
+            found.append(Query(pixel, shown_image(self.image), exact.box, exact.values, shown))
         return found
 
     def _ipython_display_(self) -> None:
@@ -78,7 +78,7 @@ def _grouped(maps: list[AttentionMap], key: Callable[[AttentionMap], Hashable]) 
 
 def _title(found: AttentionMap, exact: AttentionMap) -> str:
     """The method, and how much of its attention goes elsewhere."""
-    record = record_of(found, exact)
+    record = map_record(found, exact)
     told = f"{record['map_error']:.0%} misplaced".replace("%", " %")
     if round(abs(record["outside"]), 2):
         told += f", {record['outside']:.0%} outside".replace("%", " %")

@@ -85,7 +85,7 @@ class Maps(Measurement):
         )
         exact = [m for m in found if m.attention == ORIGINAL]
         own = exact if is_exact else [m for m in found if m.attention == OWN]
-        maps = [_record(mine, theirs) for mine, theirs in zip(own, exact, strict=True)]
+        maps = [map_record(mine, theirs) for mine, theirs in zip(own, exact, strict=True)]
         value = {"image": sample.id, "height": height, "width": width, "maps": maps}
         image = sample.degraded[:height, :width]
         return Measured(value, attach=lambda folder: _save(folder, image, own, exact))
@@ -151,7 +151,7 @@ def _queries(given: list[Query] | None, height: int, width: int) -> list[Query]:
     return [(height // 2, width // 2), (5 * height // 16, 11 * width // 16)] if given is None else given
 
 
-def _record(own: AttentionMap, exact: AttentionMap) -> dict:
+def map_record(own: AttentionMap, exact: AttentionMap) -> dict:
     """What is told of a map; of six significant digits."""
     difference = np.abs(own.values - exact.values).sum(dtype=np.float64) + abs(own.outside - exact.outside)
     return {

@@ -79,7 +79,7 @@ class AttentionMaps(Figure):
                 part = members[members["row"].isin(others[start : start + self.columns] or order[:1])]
                 number_of = f" {start // self.columns + 1}" if start else ""
                 suffix = f"{where}{number_of}, {group_label(group, GROUP)}"  # long names of files are cut at the end
-                figures.append((suffix, _figure(_queries(data, part, files), label)))
+                figures.append((suffix, queries_figure(_queries(data, part, files), label)))
         return figures
 
 
@@ -104,7 +104,7 @@ def _queries(data: ReportData, rows: pd.DataFrame, files: dict[int, Path]) -> li
                 values, exact = (_finite(arrays[f"{kind}{n}"]) for kind in ("map", "exact"))
                 top, left, height, width = (int(record[name]) for name in BOX)
                 box = (top, left, height, width)
-                query = found.setdefault(pixel, Query(pixel, _image(arrays["image"]), box, exact, []))
+                query = found.setdefault(pixel, Query(pixel, shown_image(arrays["image"]), box, exact, []))
                 if data.frame.at[row, "attention"] != ORIGINAL:
                     query.maps.append(Map(_title(data, row, record), values))
     return list(found.values())
@@ -120,7 +120,8 @@ def _title(data: ReportData, row: int, record: dict) -> str:
     return "\n".join([*lines, f"({told})"])
 
 
-def _figure(queries: list[Query], label: str) -> Drawing:
+def queries_figure(queries: list[Query], label: str) -> Drawing:
+    """A band for each query: the image with its mark, the maps on one scale, and below them their differences from exact."""
     across = 2 + max(len(query.maps) for query in queries)
     ratio = max(query.image.shape[0] / query.image.shape[1] for query in queries)
     titles = max(found.title.count("\n") for query in queries for found in [*query.maps, Map("", query.exact)])
@@ -181,7 +182,7 @@ def _finite(array: np.ndarray) -> np.ndarray:
     return np.nan_to_num(array.astype(np.float32), posinf=0, neginf=0)
 
 
-def _image(array: np.ndarray) -> np.ndarray:
+def shown_image(array: np.ndarray) -> np.ndarray:
     """(H, W, 3) in [0, 1] of one with one or three channels."""
     clipped = np.clip(_finite(array), 0, 1)
     return np.repeat(clipped, 3, axis=-1) if clipped.shape[-1] == 1 else clipped
