@@ -121,7 +121,7 @@ def _title(data: ReportData, row: int, record: dict) -> str:
 
 
 def queries_figure(queries: list[Query], label: str) -> Drawing:
-    """A band for each query: the image with its mark, the maps on one scale, and below them their differences from exact."""
+    """A band a query: the image with its mark, the maps on one scale, and below them the differences from exact."""
     across = 2 + max(len(query.maps) for query in queries)
     ratio = max(query.image.shape[0] / query.image.shape[1] for query in queries)
     titles = max(found.title.count("\n") for query in queries for found in [*query.maps, Map("", query.exact)])
