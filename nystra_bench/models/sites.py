@@ -131,7 +131,8 @@ def adapt(model: nn.Module) -> nn.Module:
             continue
         before = {name: module.__dict__.pop(name) for name in _NAMES & module.__dict__.keys()}
         module.__dict__["_before"] = type(module), before
-        module.__class__ = _mixed(mixin, type(module))  # type: ignore[arg-type]  # classes are hashable
+        kind: Any = type(module)
+        module.__class__ = _mixed(mixin, kind)
         if isinstance(module, Site):
             module.__dict__["maps"] = maps  # not as a submodule of each
             module._prepare(module.window_of_module())

@@ -78,6 +78,7 @@ def test_free_memory_is_that_of_the_machine_or_of_its_control_group(monkeypatch,
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    4000 kB\n")
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "kept_memory", lambda: 0.0)
     assert memory.free_memory("cpu") == 4_096_000
     files = {"memory.max": "3000000", "memory.current": "2500000", "memory.stat": "anon 1\nfile 500000"}
     for name, text in files.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ class SwinBlock:
 
     def forward(self, x: Tensor, x_size: tuple[int, int], *further) -> Tensor:
         self.attn.told = (*x_size, self.shift_size > 0)
-        return super().forward(x, x_size, *further)  # type: ignore[misc]  # of the module's own class
+        block: Any = super()  # the module's own class
+        return block.forward(x, x_size, *further)
 
     def calculate_mask(self, x_size: tuple[int, int]) -> Tensor:
         return torch.empty(0)
