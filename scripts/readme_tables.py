@@ -217,8 +217,8 @@ def test_sets() -> str:
     claim(set5.images == 5 and (cbsd68.images == 68).all(), "these are all images of Set5 and CBSD68")
     figures = ", ".join(f"`{name}` {row.psnr:.2f} dB" for name, row in cbsd68.iterrows())
     return prose(f"""
-        `swinir_x2` gives {set5.psnr:.2f} dB on Set5 ×2 (PSNR on Y; bicubic {set5.input_psnr:.2f}), and on CBSD68 at σ = 25
-        (68 whole images, RGB; noise alone {cbsd68.input_psnr.mean():.2f}) {figures}: by
+        `swinir_x2` gives {set5.psnr:.2f} dB on Set5 ×2 (PSNR on Y; bicubic {set5.input_psnr:.2f}), and on CBSD68 at
+        σ = 25 (68 whole images, RGB; noise alone {cbsd68.input_psnr.mean():.2f}) {figures}: by
     """)
 
 
