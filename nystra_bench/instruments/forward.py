@@ -75,7 +75,7 @@ class ForwardTimer:
             The entries whose output is not finite, with a reason; and the A/A interval of ``pair``.
         """
         broken = _settle(entries)
-        return broken, run_rounds(entries, self.timing, self.clock, pair, seed, compared, self.timing.again)
+        return broken, run_rounds(entries, self.timing, self.clock, pair, seed, compared)
 
 
 def add_twin(entries: dict[str, Entry], references: Iterable[str]) -> tuple[str, str]:

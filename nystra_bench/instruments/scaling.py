@@ -272,7 +272,7 @@ class _Session:
         middle = sorted(entries, key=lambda name: entries[name].call_ms)[len(entries) // 2]
         twin = f"{middle}, again"
         timed = {**entries, twin: replace(entries[middle], samples_ms=[])}
-        self.noise: Ratio = run_rounds(timed, self.timing, self.clock, (middle, twin), self.seed, again=False)
+        self.noise: Ratio = run_rounds(timed, replace(self.timing, again=False), self.clock, (middle, twin), self.seed)
 
     def _record(self, name: str, entry: Entry, about: dict, size: _Size) -> dict:
         return {

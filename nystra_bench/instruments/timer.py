@@ -116,22 +116,20 @@ def run_rounds(
     pair: tuple[str, str],
     seed: int,
     references: Iterable[str] = (),
-    again: bool = True,
 ) -> Ratio:
     """Fill the samples of all entries; returns the A/A interval of ``pair``, two entries of the same thing.
 
-    When a timing is unstable after the planned rounds, as many again are made: an interval of 95 % misses by chance,
-    too, and more samples tell chance from a disturbed machine. It is looked at only then: to stop at the first round
-    that pleases would make the noise floor look better than it is.
+    When a timing is unstable after the planned rounds, as many again are made (``timing.again``): an interval of 95 %
+    misses by chance, too, and more samples tell chance from a disturbed machine. It is looked at only then: to stop at
+    the first round that pleases would make the noise floor look better than it is.
 
     Args:
         references: names of entries; the ratio of each to every entry is to be known well, see ``instability``.
-        again: False for the planned rounds alone.
     """
     rng = random.Random(seed)
     _rounds(entries, timing, clock, rng)
     noise, compared = _self_ratio(entries, pair), list(references)
-    if again and any(instability(name, entries, noise, compared) for name in entries):
+    if timing.again and any(instability(name, entries, noise, compared) for name in entries):
         _rounds(entries, timing, clock, rng)
     return _self_ratio(entries, pair)
 

@@ -232,7 +232,6 @@ def _own_windows(c: Combination, model: dict | None, window: int | str | None) -
     """Why a model that works in its own windows alone is not run in others."""
     if not model or c.model is None or model.get("resizable", True) or window == model["native_window"]:
         return None
-    assert c.model
     return f"{c.model.name} works in its own windows alone ({model['native_window']}), not in window_size={window}"
 
 

@@ -113,7 +113,7 @@ def test_a_long_first_call_is_all_the_warm_up():
 def test_further_rounds_can_be_done_without():
     ones, slow = [1.0] * 20, [1.2] * 20
     script = Script(*NAMES, times=times(exact=slow, exact_again=ones, a=ones, b=ones))
-    run_rounds(script.entries, Timing(rounds=5, min_rounds=2), script.clock, PAIR, 0, again=False)
+    run_rounds(script.entries, Timing(rounds=5, min_rounds=2, again=False), script.clock, PAIR, 0)
     assert len(script.entries["a"].samples_ms) == 5
 
 
