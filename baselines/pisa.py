@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,41 +62,22 @@ class PISAAttention(RegionwiseAttention):
         self.blocks_from = blocks_from
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Shape, cache: Cache) -> Tensor:
-        tokens = q.shape[-2]
-        count, critical = self._counts(tokens)
+        count, critical = self._counts(q.shape[-2])
         order, back, sizes = self._order(size, q, cache)
-        q, k, v = (self._blocks(x, order, count) for x in (q, k, v))
-        q_means, k_means, v_means = (x.sum(-2) / sizes[:, None] for x in (q, k, v))
+        queries, keys, values = (self._cut(x, order, count) for x in (q, k, v))
+        q_means, k_means, v_means = (x.sum(-2) / sizes[:, None] for x in (queries, keys, values))
+        # The sum of (k - mean k) v^T is that of k (v - mean v)^T; what fills up a block has k = 0.
+        first_order = keys.flatten(2, 3).mT @ (values - v_means[..., None, :]).flatten(2, 3)
+        blocks = Blocks(keys, values, k_means, v_means, sizes, first_order)
         chosen = (q_means @ k_means.mT).topk(critical, sorted=False).indices
-        # The sum of (k - mean k) v^T is that of k (v - mean v)^T; tokens that fill up a block have k = 0.
-        first_order = k.flatten(2, 3).mT @ (v - v_means[..., None, :]).flatten(2, 3) / tokens
-        size_logits = sizes.log()
-        # 0 for tokens, minus infinity for what fills up the last block.
-        real = torch.where(torch.arange(self.block, device=q.device) < sizes[:, None], 0.0, -torch.inf)
-        out = torch.empty_like(v)
         step = -(-count // critical)
-        for start in range(0, count, step):
-            own = slice(start, start + step)
-            queries, keys = q[:, :, own], chosen[:, :, own]
-            logits = queries @ self._of_blocks(k, keys).mT + real[keys].flatten(-2)[..., None, :]
-            means = (queries.flatten(2, 3) @ k_means.mT).unflatten(2, queries.shape[2:4]) + size_logits
-            means = means.scatter(-1, keys[..., None, :].expand(*means.shape[:-1], -1), -torch.inf)
-            near, far = torch.cat([logits, means], -1).softmax(-1).tensor_split([logits.shape[-1]], -1)
-            of_means = (far.flatten(2, 3) @ v_means).unflatten(2, queries.shape[2:4])
-            change = (queries.flatten(2, 3) @ first_order).unflatten(2, queries.shape[2:4])
-            out[:, :, own] = near @ self._of_blocks(v, keys) + of_means + far.sum(-1, keepdim=True) * change
-        return out.flatten(2, 3).index_select(-2, back)
+        parts = zip(queries.split(step, 2), chosen.split(step, 2), strict=True)
+        return torch.cat([_attend(*part, blocks) for part in parts], 2).flatten(2, 3).index_select(-2, back)
 
-    def _blocks(self, x: Tensor, order: Tensor, count: int) -> Tensor:
+    def _cut(self, x: Tensor, order: Tensor, count: int) -> Tensor:
         """Tokens (n, H, N, c) in blocks (n, H, count, block, c), the last one filled up with zeros."""
         x = x.index_select(-2, order)
         return F.pad(x, (0, 0, 0, count * self.block - x.shape[-2])).unflatten(-2, (count, self.block))
-
-    @staticmethod
-    def _of_blocks(x: Tensor, numbers: Tensor) -> Tensor:
-        """All tokens (n, H, g, t * block, c) of blocks (n, H, count, block, c) by the blocks' numbers (n, H, g, t)."""
-        taken = take_rows(x.flatten(-2), numbers.flatten(-2))
-        return taken.unflatten(-1, x.shape[-2:]).unflatten(2, numbers.shape[-2:]).flatten(3, 4)
 
     def _counts(self, tokens: int) -> tuple[int, int]:
         """How many blocks there are, and how many of them are critical to one."""
@@ -126,3 +109,46 @@ class PISAAttention(RegionwiseAttention):
         attending = filled * (count + critical * self.block) * (dim + dim_v)
         first_order = 2 * filled * dim * dim_v
         return 2 * windows * heads * (choosing + attending + first_order)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Keys and values in blocks; the last one is filled up with zeros."""
+
+    keys: Tensor
+    """(n, H, count, block, d)"""
+    values: Tensor
+    """(n, H, count, block, d_v)"""
+    key_means: Tensor
+    """(n, H, count, d)"""
+    value_means: Tensor
+    """(n, H, count, d_v)"""
+    sizes: Tensor
+    """(count,), the number of tokens in each"""
+    first_order: Tensor
+    """(n, H, d, d_v), the sum of ``(k - mean k of its block) v^T`` over all tokens"""
+
+    def taken(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is in the blocks (n, H, g, t) of these numbers: keys and values (n, H, g, t * block, c), one after another.
+
+        And (n, H, g, 1, t * block), for logits: 0 for tokens, minus infinity for what fills up a block.
+        """
+        place = torch.arange(self.keys.shape[-2], device=numbers.device)
+        filling = torch.where(place < self.sizes[:, None], 0.0, -torch.inf)
+        keys, values = (
+            take_rows(x.flatten(-2), numbers.flatten(-2)).unflatten(-1, x.shape[-2:]) for x in (self.keys, self.values)
+        )
+        keys, values = (x.unflatten(2, numbers.shape[-2:]).flatten(3, 4) for x in (keys, values))
+        return keys, values, filling[numbers].flatten(-2)[..., None, :]
+
+
+def _attend(queries: Tensor, critical: Tensor, blocks: Blocks) -> Tensor:
+    """Output (n, H, g, block, d_v) of blocks of queries (n, H, g, block, d), for each of which t blocks are critical."""
+    shape, rows = queries.shape[2:4], queries.flatten(2, 3)
+    keys, values, filling = blocks.taken(critical)
+    exact = queries @ keys.mT + filling
+    means = (rows @ blocks.key_means.mT).unflatten(2, shape) + blocks.sizes.log()
+    means = means.scatter(-1, critical[..., None, :].expand(*means.shape[:-1], -1), -torch.inf)
+    near, far = torch.cat([exact, means], -1).softmax(-1).tensor_split([exact.shape[-1]], -1)
+    change = far.sum(-1).flatten(2)[..., None] / blocks.sizes.sum() * (rows @ blocks.first_order)
+    return near @ values + (far.flatten(2, 3) @ blocks.value_means + change).unflatten(2, shape)

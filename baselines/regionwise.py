@@ -71,7 +71,8 @@ class RegionwiseAttention(Attention):
         rows = [x.transpose(1, 2).flatten(0, 1) for x in (queries, keys, values)]
         out = torch.empty_like(rows[2], memory_format=torch.contiguous_format)
         for part in parts:
-            part.put(self.attend(*map(part.take, rows), part.size, window.cache), out)
+            queries, keys, values = map(part.take, rows)
+            part.put(self.attend(queries, keys, values, part.size, window.cache), out)
         return out.unflatten(0, (len(q), -1)).transpose(1, 2).to(v.dtype)
 
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
