@@ -66,9 +66,9 @@ class Engine:
         planned = self.plan()
         self._check_writable()
         with self.store.lock():
-            self._start_log()
+            self.start_log()
             self._say_what_is_replaced(planned)
-            self._write_cells(planned)
+            self.write_cells(planned)
             statuses = [self.status(p)[0] for p in planned]
             missing = self.missing(planned, statuses)
             print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure{self._takes(missing)}", flush=True)
@@ -103,10 +103,10 @@ class Engine:
         asked = self.overrides.axes or self.overrides.parameters
         planned = self.plan() if asked or not self.cells_file.is_file() else None
         self._check_writable()
-        self._start_log()
+        self.start_log()
         if planned is not None:
             self._say_what_is_replaced(planned)
-            self._write_cells(planned)
+            self.write_cells(planned)
         return self._report()
 
     # ----------------------------------------------------------------- planning
@@ -169,7 +169,7 @@ class Engine:
                 file=sys.stderr,
             )
 
-    def _write_cells(self, planned: list[Planned]) -> None:
+    def write_cells(self, planned: list[Planned]) -> None:
         cells = [
             {"key": p.cell.key, "cell": p.cell.content, "uses": p.uses, "parts": p.parts}
             | {"status": p.status, "reason": p.reason}
@@ -195,6 +195,7 @@ class Engine:
             "sys_path": self.config["plugins"],
             "metrics": self.metrics,
             "references": {role: option.config for role, option in self.references.items()},
+            "reference_names": {role: option.name for role, option in self.references.items()},
             "timing": self.config["timing"],
             "tiling": self.tiling,
             "seed": self.config["seed"],
@@ -213,7 +214,7 @@ class Engine:
     def log_file(self) -> Path:
         return self.folder / LOG
 
-    def _start_log(self) -> None:
+    def start_log(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.log_file, encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

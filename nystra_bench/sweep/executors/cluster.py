@@ -143,7 +143,7 @@ class ClusterExecutor(Executor):
                 try:
                     answered = call.result()
                 except Lost as lost:
-                    raise UserError(f"the job {call.name}, which was to look at the cluster's machine, {lost}") from lost
+                    raise UserError(f"the job {call.name}, which was to look at the machine, {lost}") from lost
         if "error" in answered:
             raise UserError(answered["error"])
         return answered

@@ -1,4 +1,4 @@
-"""Sessions as tasks of Ray: on a cluster or cloud that Ray runs on, or on a Ray that is started here, on the loopback."""
+"""Sessions as tasks of Ray: on a cluster or cloud that Ray runs on, or on a Ray of this machine's own."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ class RayExecutor(ClusterExecutor):
         for name, kind, wanted in (("cpus", "CPU", resources.cpus), ("gpus", "GPU", resources.gpus)):
             if wanted > _most(kind):
                 raise UserError(
-                    f"executor.{name}={wanted} is more than any machine of the Ray cluster has: accepted are numbers up "
-                    f"to {_most(kind)}"
+                    f"executor.{name}={wanted} is more than any machine of the Ray cluster has: accepted are numbers "
+                    f"up to {_most(kind)}"
                 )
         # Alone on its machine is a task that asks for all the processors that the largest machine has.
         cpus = _most("CPU") if resources.alone else resources.cpus

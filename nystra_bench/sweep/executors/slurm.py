@@ -96,8 +96,8 @@ class SlurmExecutor(ClusterExecutor):
                     executor.update_parameters(**self._parameters(resources))
                 except (NameError, ValueError, TypeError) as error:  # what submitit raises of an option that it lacks
                     raise UserError(
-                        f"executor.more={self.more} does not fit ({str(error).splitlines()[0]}): accepted are the options "
-                        "of submitit's SlurmExecutor"
+                        f"executor.more={self.more} does not fit ({str(error).splitlines()[0]}): accepted are the "
+                        "options of submitit's SlurmExecutor"
                     ) from error
                 submitted = executor.map_array(Requeued(function), [calls[number][0] for number in numbers])
                 found |= dict(zip(numbers, map(Submitted, submitted), strict=True))
