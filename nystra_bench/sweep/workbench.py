@@ -36,8 +36,10 @@ PARENT_DRAWS_S = 0.02
 """Seconds that the parent is given to draw its progress, so that it does not draw while a timing runs."""
 
 
-RECIPE = ("sys_path", "model_name", "model", "task", "window", "position_bias", "device")
-RECIPE += ("references", "reference_names", "timing", "tiling", "seed", "tf32")
+RECIPE = (
+    *("sys_path", "model_name", "model", "task", "window", "position_bias", "device"),
+    *("references", "reference_names", "timing", "tiling", "seed", "tf32"),
+)
 """What of a session's request a cell is repeated by, besides its own entries."""
 
 ABSENT: Any = None

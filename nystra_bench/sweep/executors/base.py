@@ -1,7 +1,7 @@
 """What an executor is: it runs the sessions of a sweep somewhere. The store is all that sessions share.
 
-An executor is one subclass and one file ``configs/executor/<name>.yaml`` that names it in ``_target_``; the other entries
-of the file are the constructor's arguments, given by ``executor.<name>=``. The engine knows none by name.
+An executor is one subclass and one file ``configs/executor/<name>.yaml`` that names it in ``_target_``; the file's
+other entries are the constructor's arguments, given by ``executor.<name>=``. The engine knows none by name.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from typing import Any
 
 from nystra_bench.errors import UserError
 from nystra_bench.instruments.environment import THREAD_VARIABLES
-from nystra_bench.sweep.executors.base import Listener, SessionJob
 from nystra_bench.sweep.executors.cluster import Call, ClusterExecutor, Lost, Resources
 from nystra_bench.sweep.inspection import child_environment
 
@@ -54,33 +53,26 @@ class RayExecutor(ClusterExecutor):
             return "Ray is not installed: pip install 'nystra-bench[ray]'"
         return None
 
-    def run(self, jobs: list[SessionJob], folder: Path, on_event: Listener) -> None:
-        import ray
-
-        try:
-            super().run(jobs, folder, on_event)
-        finally:
-            ray.shutdown()
-
     @contextmanager
     def connected(self) -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray would report to its makers
         import ray
 
-        if not ray.is_initialized():
-            where: dict[str, Any] = {"address": self.address}
-            if self.address is None:
-                where = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-            environment = {"runtime_env": {"env_vars": self._environment()}}
-            try:
-                ray.init(**where, **environment, log_to_driver=False, logging_level="warning")
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                said = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise UserError(
-                    f"executor.address={self.address} does not answer ({said}): accepted are the address of a Ray "
-                    "cluster's head, auto, and null, which starts Ray on this machine"
-                ) from error
-        yield
+        where: dict[str, Any] = {"address": self.address}
+        if self.address is None:
+            where = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        environment = {"runtime_env": {"env_vars": self._environment()}}
+        try:
+            ray.init(**where, **environment, log_to_driver=False, logging_level="warning")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"executor.address={self.address} does not answer ({_first(error)}): accepted are the address of a Ray "
+                "cluster's head, auto, and null, which starts Ray on this machine"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
     def start(self, function: Callable[[Any], Any], calls: list[tuple[Any, Resources]], folder: Path) -> list[Call]:
         import ray

@@ -107,7 +107,7 @@ class SlurmExecutor(ClusterExecutor):
         minutes = max(1, round(self.hours * 60))
         asked: dict[str, Any] = {"name": "nystra_bench", "timeout_min": minutes, "cpus_per_task": resources.cpus}
         asked |= {"gpus_per_node": resources.gpus} if resources.gpus else {}
-        options = {name: value for name, value in self.options.items() if value is not None}
+        options: dict[str, Any] = {name: value for name, value in self.options.items() if value is not None}
         options |= {"array_parallelism": self.parallel} | ({"exclusive": True} if resources.alone else {})
         options |= {"mem": f"{round(1000 * resources.memory_gb)}M"} if resources.memory_gb else {}
         return asked | {f"slurm_{name}": value for name, value in (options | self.more).items()}
