@@ -171,14 +171,18 @@ def compose_config(arguments: Arguments) -> tuple[dict, Catalogue]:
             given = settings_of(sweep, catalogue)
             _check_settings(given, base)
             # Of two words for one setting the last counts: the user's.
-            composed = _composed(f"+sweep={sweep}", [*given, *arguments.settings], search)
+            words = [*given, *arguments.settings]
+            # Hydra would take it for a group of its own, whose folder it finds.
+            executors = [word for word in words if read(word).key_or_group == EXECUTOR]
+            composed = _composed(f"+sweep={sweep}", [word for word in words if word not in executors], search)
         config = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         told = " ".join(str(error).split())[:300]
         raise UserError(f"the options do not fit together: {told}") from error
     config |= {"sweep_name": sweep, "plugins": [str(folder) for folder in search]}
     config["sweep"]["blocks"] = blocks_of(config["sweep"], catalogue, (sweep,))
-    config[EXECUTOR] = _executor(config[EXECUTOR], arguments.executor, catalogue)
+    chosen = read(executors[-1]).value() if executors else config[EXECUTOR]
+    config[EXECUTOR] = _executor(chosen, arguments.executor, catalogue)
     _check_values(config)
     return config, catalogue
 
