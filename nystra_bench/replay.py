@@ -24,7 +24,7 @@ from nystra_bench.sweep.executors.base import SessionJob
 from nystra_bench.sweep.executors.local import LocalExecutor
 from nystra_bench.sweep.files import Damaged, read_object
 from nystra_bench.sweep.grid import Combination, Option, Overrides
-from nystra_bench.sweep.inspection import look
+from nystra_bench.sweep import inspection
 from nystra_bench.sweep.plan import Planned, Run, plan, request_of
 from nystra_bench.sweep.progress import Progress
 from nystra_bench.sweep.session import Session
@@ -165,7 +165,7 @@ def replan(recorded: Recorded) -> Planned:
     about = {"plugins": tuple(recipe["sys_path"]), "tiling": recipe["tiling"], "tf32": recipe["tf32"]}
     run = Run(recipe["metrics"], references, recipe["timing"], **about)
     catalogue = Catalogue([*folders, configs_folder()])
-    (planned,) = plan([combination], look(request_of([combination], run)), catalogue, Overrides(), run)
+    (planned,) = plan([combination], inspection.look(request_of([combination], run)), catalogue, Overrides(), run)
     return planned
 
 
