@@ -97,11 +97,20 @@ class SessionRun:
     Args:
         timeout_s: seconds for which a worker may say nothing, besides the timings of which it tells how long they take.
         on_event: is told each event, for the progress display; while a timing runs there are none.
+        apart: whether signals to this process's group, as clusters send them before they end a job, do not reach the
+            workers: they would be taken for the workers' own ends. They end with this process in any case.
     """
 
-    def __init__(self, store: Store, timeout_s: float, log_file: Path, on_event: Callable[[dict], None]):
+    def __init__(
+        self,
+        store: Store,
+        timeout_s: float,
+        log_file: Path,
+        on_event: Callable[[dict], None],
+        apart: bool = False,
+    ):
         self.store, self.timeout_s, self.log_file = store, timeout_s, log_file
-        self.on_event = on_event
+        self.on_event, self.apart = on_event, apart
 
     def run(self, request: dict) -> None:
         """Measure the cells of a request (``Session.request``), or have a failure of each.
@@ -141,8 +150,8 @@ class SessionRun:
             command = [sys.executable, "-m", "nystra_bench.sweep.worker", str(told)]
             # The worker ends itself when its standard input closes: also when this process is killed.
             environment = {**KEEP_MEMORY, **child_environment()}
-            pipe = subprocess.PIPE
-            with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=environment) as worker:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+            with subprocess.Popen(command, **pipes, env=environment, start_new_session=self.apart) as worker:
                 try:
                     for event in events(worker, self.timeout_s):
                         if event["event"] == "start":
@@ -176,7 +185,7 @@ def events(worker: subprocess.Popen, timeout_s: float) -> Iterator[dict]:
             ended = worker.poll() is not None
             chunk = _read(worker, selector)
             *lines, buffer = (buffer + chunk).split(b"\n")
-            for event in filter(None, map(_event, lines)):
+            for event in filter(None, map(event_of, lines)):
                 patience = timeout_s + event.get("silent_s", 0)
                 yield event
             if ended:
@@ -189,7 +198,7 @@ def events(worker: subprocess.Popen, timeout_s: float) -> Iterator[dict]:
             selector.select(min(remaining, longest_wait))
 
 
-def _event(line: bytes) -> dict | None:
+def event_of(line: bytes) -> dict | None:
     """The event that a line tells; None where it is none, but the output of a process that the worker has forked."""
     try:
         found = json.loads(line)

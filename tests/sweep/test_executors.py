@@ -47,7 +47,7 @@ def toy(monkeypatch, tmp_path):
     (tmp_path / "store").mkdir()
     about = SimpleNamespace(gone=set(), runs=[])
 
-    def run(self, log_file, on_event):
+    def run(self, log_file, on_event, apart):
         about.runs.append([c.content["attention"]["name"] for c in self.cells])
         for one in self.cells:
             name = one.content["attention"]["name"]
@@ -162,6 +162,13 @@ def test_a_line_that_is_being_written_is_left_for_the_next_look(tmp_path):
     with (tmp_path / "1.events").open("a") as events:
         events.write(f"{whole[9:]}\n")
     assert [event["event"] for event in file.news()] == ["done"] and file.settled == {"k"}
+
+
+def test_a_line_that_was_torn_when_its_writer_was_killed_costs_no_other(tmp_path):
+    file = JobFile(tmp_path / "1.json")
+    (tmp_path / "1.events").write_text('{"event": "do')
+    file.tell({"event": "failed", "key": "k"})
+    assert [event["event"] for event in file.news()] == ["failed"] and file.settled == {"k"}
 
 
 HOLDING = """

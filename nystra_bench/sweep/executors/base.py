@@ -56,9 +56,13 @@ class SessionJob:
         left = [entry for entry in self.request["cells"] if Cell(entry["cell"]).key not in keys]
         return replace(self, request=self.request | {"cells": left})
 
-    def run(self, log_file: Path, on_event: Listener) -> None:
-        """Measure the cells in this process's children; each has a result or a failure in the store afterwards."""
-        SessionRun(self.store, self.timeout_s, log_file, on_event).run(self.request)
+    def run(self, log_file: Path, on_event: Listener, apart: bool = False) -> None:
+        """Measure the cells in this process's children; each has a result or a failure in the store afterwards.
+
+        Args:
+            apart: whether signals to this process's group are kept from these (``SessionRun``).
+        """
+        SessionRun(self.store, self.timeout_s, log_file, on_event, apart).run(self.request)
 
 
 class Executor:

@@ -77,9 +77,8 @@ class Resources:
 
     def __str__(self) -> str:
         memory = f"{self.memory_gb:g} GB" if self.memory_gb else ""
-        gpus = f"{self.gpus} {'GPU' if self.gpus == 1 else 'GPUs'}" if self.gpus else ""
-        cpus = f"{self.cpus} {'CPU' if self.cpus == 1 else 'CPUs'}"
-        return ", ".join(filter(None, [cpus, gpus, memory, "alone on its machine" if self.alone else ""]))
+        gpus = _counted(self.gpus, "GPU") if self.gpus else ""
+        return ", ".join(filter(None, [_counted(self.cpus, "CPU"), gpus, memory, "alone on its machine" if self.alone else ""]))
 
 
 class ClusterExecutor(Executor):
@@ -154,7 +153,7 @@ class ClusterExecutor(Executor):
         for number, job in enumerate(jobs, 1):
             took, unlike = durations.total(job.cells)
             known = f"about {duration(took)}" if unlike < len(job.cells) else "no cell like these is measured yet"
-            cells = f"{len(job.cells)} {'cell' if len(job.cells) == 1 else 'cells'}"
+            cells = _counted(len(job.cells), "cell")
             lines.append(f"job {number}: {cells} of {job.cells[0].describe_session()}; {self.needs(job)}; {known}")
             seconds.append(took)
             unknown += unlike
@@ -162,7 +161,7 @@ class ClusterExecutor(Executor):
 
     def _estimate(self, seconds: list[float], unknown: int) -> str:
         """The jobs together: no shorter than the longest of them, nor than what so many at a time can do."""
-        jobs = f"{len(seconds)} {'job' if len(seconds) == 1 else 'jobs'}, at most {self.parallel} at a time"
+        jobs = f"{_counted(len(seconds), 'job')}, at most {self.parallel} at a time"
         took = max(max(seconds), sum(seconds) / self.parallel)
         told = f"about {duration(took)} besides waiting for machines" if took else "no estimate"
         unlike = f"; {unknown} cells are like none that is measured, and not in it" if unknown else ""
@@ -175,7 +174,7 @@ class ClusterExecutor(Executor):
         files = [JobFile(here / f"{number}.json") for number in range(1, len(jobs) + 1)]
         for file, job in zip(files, jobs, strict=True):
             file.write(job)
-        self._tell(f"{len(jobs)} jobs; their logs are in {here}")
+        self._tell(f"{_counted(len(jobs), 'job')}, with logs in {here}")
         waiting = list(zip(files, jobs, strict=True))
         at_work: list[tuple[JobFile, SessionJob, Call]] = []
         with self.connected(), _cancelled(call for _, _, call in at_work):
@@ -217,6 +216,10 @@ class ClusterExecutor(Executor):
     @staticmethod
     def _tell(said: str) -> None:
         print(f"nystra_bench: {printable(said)}", file=sys.stderr, flush=True)
+
+
+def _counted(number: int, of: str) -> str:
+    return f"{number} {of}" if number == 1 else f"{number} {of}s"
 
 
 def look_there(asked: tuple[dict, str]) -> dict:

@@ -11,6 +11,7 @@ from pathlib import Path
 from nystra_bench.sweep.executors.base import SessionJob
 from nystra_bench.sweep.files import write_atomically
 from nystra_bench.sweep.locks import device_lock
+from nystra_bench.sweep.session import event_of
 
 SETTLED = ("done", "failed")
 """The events after which a cell has a result or a failure."""
@@ -43,7 +44,7 @@ class JobFile:
     def tell(self, event: dict) -> None:
         """Add an event; one process does."""
         with self._events.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(f"\n{json.dumps(event)}\n")  # the line before may be torn, where its writer was killed
 
     def news(self) -> Iterator[dict]:
         """The events since the last call; a line that is being written is left for the next."""
@@ -54,8 +55,7 @@ class JobFile:
                 self._read = file.tell() - len(rest)
         except FileNotFoundError:  # the job has not begun
             return
-        for line in lines:
-            event = json.loads(line)
+        for event in filter(None, map(event_of, filter(None, lines))):
             if event["event"] in SETTLED:
                 self.settled.add(event["key"])
             yield event
@@ -74,4 +74,4 @@ def run_file(path: str) -> None:
     left = job.without(file.settled)
     if left.cells:
         with device_lock(left.device, left.quiet, wait=True):
-            left.run(file.log, file.tell)
+            left.run(file.log, file.tell, apart=True)

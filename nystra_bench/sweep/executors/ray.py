@@ -15,6 +15,10 @@ from nystra_bench.sweep.executors.cluster import Call, ClusterExecutor, Lost, Re
 from nystra_bench.sweep.inspection import child_environment
 
 
+OBJECTS = 100 << 20
+"""Bytes for the objects of a Ray of our own: sessions pass paths alone."""
+
+
 class RayExecutor(ClusterExecutor):
     """Ray starts a task again whose worker died; it goes on where that one was.
 
@@ -61,6 +65,7 @@ class RayExecutor(ClusterExecutor):
         where: dict[str, Any] = {"address": self.address}
         if self.address is None:
             where = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            where |= {"object_store_memory": OBJECTS}
         environment = {"runtime_env": {"env_vars": self._environment()}}
         try:
             ray.init(**where, **environment, log_to_driver=False, logging_level="warning")
