@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 SOURCES = Path(__file__).resolve().parent / "source"
 
-COMPILERS = ("c++", "g++", "clang++")
+COMPILERS = ("c++", "g++")
 """Looked for in this order, where the environment variable ``CXX`` names none."""
 
 BUILD_S = 600
