@@ -106,7 +106,7 @@ def test_where_there_can_be_no_kernels_to_ask_for_them_is_an_error_in_a_sentence
 
 
 def test_a_compiler_that_fails_leaves_nothing_and_its_first_error_is_told(monkeypatch, tmp_path):
-    script(monkeypatch, tmp_path, 'echo "in file x\nx.h:1: error: no vectors" >&2\nexit 1\n')
+    script(monkeypatch, tmp_path, 'printf "in file x\\nx.h:1: error: no vectors\\n" >&2\nexit 1\n')
     attention = FusedNystraAttention(implementation="fused")
     with pytest.raises(UserError, match="failed with x.h:1: error: no vectors"):
         attention(*random_qkv(1, 2, 64, 16), Window(8, 8))
