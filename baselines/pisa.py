@@ -142,7 +142,7 @@ class Blocks:
     """(n, H, d, d_v), H, the sum of ``(k - mean k of its block) v^T`` over all tokens; None for zeroth order"""
 
     def taken(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is in the blocks (n, H, g, t) of these numbers: keys and values (n, H, g, t * block, c), one after another.
+        """Keys and values (n, H, g, t * block, c) of the blocks of these numbers (n, H, g, t), one after another.
 
         And (n, H, g, 1, t * block), for logits: 0 for tokens, minus infinity for what fills up a block.
         """
@@ -156,7 +156,7 @@ class Blocks:
 
 
 def _attend(queries: Tensor, critical: Tensor, blocks: Blocks) -> Tensor:
-    """Output (n, H, g, block, d_v) of blocks of queries (n, H, g, block, d), for each of which t blocks are critical."""
+    """Output (n, H, g, block, d_v) of blocks of queries (n, H, g, block, d), to each of which t blocks are critical."""
     shape, rows = queries.shape[2:4], queries.flatten(2, 3)
     keys, values, filling = blocks.taken(critical)
     exact = queries @ keys.mT + filling
