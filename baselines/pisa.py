@@ -42,6 +42,7 @@ class PISAAttention(RegionwiseAttention):
         block: tokens of a block.
         density: share of the key blocks that are critical, above 0; in the paper 0.1 to 0.15.
         blocks_from: ``cells`` of a grid, or ``segments`` of the row of tokens.
+        first_order: whether the term with H is there; without, as in one kernel of the authors', means stand alone.
         bias_rank: r, the number of features that stand for the position bias; 0 leaves it out.
 
     Raises:
@@ -50,16 +51,26 @@ class PISAAttention(RegionwiseAttention):
 
     rows_sum_to_one = True
 
-    def __init__(self, block: int = 16, density: float = 0.1, blocks_from: str = "cells", bias_rank: int = 8):
+    def __init__(
+        self,
+        block: int = 16,
+        density: float = 0.1,
+        blocks_from: str = "cells",
+        first_order: bool = True,
+        bias_rank: int = 8,
+    ):
         super().__init__(bias_rank)
         check_whole_numbers(block=(block, 1))
         if not isinstance(density, (int, float)) or not 0 < density <= 1:
             raise ValueError(f"density={density} is out of range: accepted are numbers above 0, up to 1")
         if blocks_from not in BLOCKS_FROM:
             raise ValueError(f"blocks_from={blocks_from} is unknown: accepted are {', '.join(BLOCKS_FROM)}")
+        if not isinstance(first_order, bool):
+            raise ValueError(f"first_order={first_order} is unknown: accepted are true, false")
         self.block = block
         self.density = density
         self.blocks_from = blocks_from
+        self.first_order = first_order
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Shape, cache: Cache) -> Tensor:
         count, critical = self._counts(q.shape[-2])
@@ -67,8 +78,10 @@ class PISAAttention(RegionwiseAttention):
         queries, keys, values = (self._cut(x, order, count) for x in (q, k, v))
         q_means, k_means, v_means = (x.sum(-2) / sizes[:, None] for x in (queries, keys, values))
         # The sum of (k - mean k) v^T is that of k (v - mean v)^T; what fills up a block has k = 0.
-        first_order = keys.flatten(2, 3).mT @ (values - v_means[..., None, :]).flatten(2, 3)
-        blocks = Blocks(keys, values, k_means, v_means, sizes, first_order)
+        changes = None
+        if self.first_order:
+            changes = keys.flatten(2, 3).mT @ (values - v_means[..., None, :]).flatten(2, 3)
+        blocks = Blocks(keys, values, k_means, v_means, sizes, changes)
         chosen = (q_means @ k_means.mT).topk(critical, sorted=False).indices
         step = -(-count // critical)
         parts = zip(queries.split(step, 2), chosen.split(step, 2), strict=True)
@@ -107,7 +120,7 @@ class PISAAttention(RegionwiseAttention):
         filled, dim = count * self.block, self.width(tokens, dim)
         choosing = count * count * dim
         attending = filled * (count + critical * self.block) * (dim + dim_v)
-        first_order = 2 * filled * dim * dim_v
+        first_order = 2 * filled * dim * dim_v if self.first_order else 0
         return 2 * windows * heads * (choosing + attending + first_order)
 
 
@@ -125,11 +138,11 @@ class Blocks:
     """(n, H, count, d_v)"""
     sizes: Tensor
     """(count,), the number of tokens in each"""
-    first_order: Tensor
-    """(n, H, d, d_v), the sum of ``(k - mean k of its block) v^T`` over all tokens"""
+    changes: Tensor | None
+    """(n, H, d, d_v), H, the sum of ``(k - mean k of its block) v^T`` over all tokens; None for zeroth order"""
 
     def taken(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is in the blocks (n, H, g, t) of these numbers: keys and values (n, H, g, t * block, c), one after another.
+        """Keys and values (n, H, g, t * block, c) of the blocks of these numbers (n, H, g, t), one after another.
 
         And (n, H, g, 1, t * block), for logits: 0 for tokens, minus infinity for what fills up a block.
         """
@@ -143,12 +156,14 @@ class Blocks:
 
 
 def _attend(queries: Tensor, critical: Tensor, blocks: Blocks) -> Tensor:
-    """Output (n, H, g, block, d_v) of blocks of queries (n, H, g, block, d), for each of which t blocks are critical."""
+    """Output (n, H, g, block, d_v) of blocks of queries (n, H, g, block, d), to each of which t blocks are critical."""
     shape, rows = queries.shape[2:4], queries.flatten(2, 3)
     keys, values, filling = blocks.taken(critical)
     exact = queries @ keys.mT + filling
     means = (rows @ blocks.key_means.mT).unflatten(2, shape) + blocks.sizes.log()
     means = means.scatter(-1, critical[..., None, :].expand(*means.shape[:-1], -1), -torch.inf)
     near, far = torch.cat([exact, means], -1).softmax(-1).tensor_split([exact.shape[-1]], -1)
-    change = far.sum(-1).flatten(2)[..., None] / blocks.sizes.sum() * (rows @ blocks.first_order)
-    return near @ values + (far.flatten(2, 3) @ blocks.value_means + change).unflatten(2, shape)
+    others = far.flatten(2, 3) @ blocks.value_means
+    if blocks.changes is not None:
+        others = others + far.sum(-1).flatten(2)[..., None] / blocks.sizes.sum() * (rows @ blocks.changes)
+    return near @ values + others.unflatten(2, shape)

@@ -108,7 +108,7 @@ def blocks(size, block, cell) -> list[list[int]]:
     return [tokens[i : i + block] for i in range(0, len(tokens), block)]
 
 
-def pisa(q, k, v, size, block, density, cell):
+def pisa(q, k, v, size, block, density, cell, first_order=True):
     heads, tokens, _ = q.shape
     cut = blocks(size, block, cell)
     critical_count = max(1, int(density * len(cut)))
@@ -116,7 +116,7 @@ def pisa(q, k, v, size, block, density, cell):
     for h in range(heads):
         k_means = [k[h, b].mean(0) for b in cut]
         pairs = [(j, mean) for b, mean in zip(cut, k_means, strict=True) for j in b]
-        first_order = sum(np.outer(k[h, j] - mean, v[h, j]) for j, mean in pairs)
+        changes = sum(np.outer(k[h, j] - mean, v[h, j]) for j, mean in pairs) * first_order
         for of_queries in cut:
             scores = [q[h, of_queries].mean(0) @ mean for mean in k_means]
             critical = set(np.argsort(scores)[::-1][:critical_count].tolist())
@@ -130,7 +130,7 @@ def pisa(q, k, v, size, block, density, cell):
                         share += sum(weights)
                     above += sum(w * v[h, j] for w, j in zip(weights, b, strict=True))
                     below += sum(weights)
-                out[h, i] = (above + share / tokens * (q[h, i] @ first_order)) / below
+                out[h, i] = (above + share / tokens * (q[h, i] @ changes)) / below
     return out
 
 

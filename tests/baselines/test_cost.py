@@ -21,7 +21,8 @@ HEADS, DIM, SMALL, LARGE = 2, 8, 16, 32
 
 
 NOT_LINEAR = {"pisa": 24, "thinformer": 8}
-"""Baselines that are not, as docs/BASELINES.md says: by how much their operations may grow with four times the tokens."""
+"""Baselines that are not (docs/BASELINES.md): by how much operations may grow with four times the tokens. Of
+pisa's blocks one is critical in the small window, and six in the large one."""
 
 
 def is_linear(path: Path) -> bool:

@@ -96,14 +96,15 @@ def test_fna(landmarks, iterations, qkv, size, setting):
 
 
 @pytest.mark.parametrize(
-    "block, density, blocks_from", ((4, 0.1, "cells"), (6, 0.5, "cells"), (16, 0.1, "segments"), (5, 0.3, "segments"))
+    "block, density, blocks_from, first_order",
+    ((4, 0.1, "cells", True), (6, 0.5, "cells", False), (16, 0.1, "segments", True), (5, 0.3, "segments", True)),
 )
-def test_pisa(block, density, blocks_from, qkv, size, setting):
+def test_pisa(block, density, blocks_from, first_order, qkv, size, setting):
     def formula(q, k, v, size):
         cell = (grid(block, *size) or grid(block)) if blocks_from == "cells" else None
-        return reference.pisa(q, k, v, size, block, density, cell)
+        return reference.pisa(q, k, v, size, block, density, cell, first_order)
 
-    agrees(PISAAttention(block, density, blocks_from, RANK), qkv, size, setting, formula)
+    agrees(PISAAttention(block, density, blocks_from, first_order, RANK), qkv, size, setting, formula)
 
 
 @pytest.mark.parametrize("oversampling", (0, 1))
@@ -375,6 +376,7 @@ def test_without_rank_the_bias_is_never_asked_for():
         (PISAAttention, dict(density=0), "density=0 is out of range"),
         (PISAAttention, dict(density=1.5), "density=1.5 is out of range"),
         (PISAAttention, dict(blocks_from="rows"), "accepted are cells, segments"),
+        (PISAAttention, dict(first_order=1), "first_order=1 is unknown: accepted are true, false"),
         (ThinformerAttention, dict(oversampling=-1), "oversampling=-1 is out of range"),
         (ThinformerAttention, dict(values=1), "values=1 is unknown: accepted are true, false"),
         (WildCatAttention, dict(landmarks=1.5), "landmarks=1.5 is out of range"),
