@@ -162,8 +162,8 @@ def replan(recorded: Recorded) -> Planned:
     )
     names = recipe["reference_names"]
     references = {role: Option.of(names[role], config) for role, config in recipe["references"].items()}
-    about = {"plugins": tuple(recipe["sys_path"]), "tiling": recipe["tiling"], "tf32": recipe["tf32"]}
-    run = Run(recipe["metrics"], references, recipe["timing"], **about)
+    metrics, timing, plugins = recipe["metrics"], recipe["timing"], tuple(recipe["sys_path"])
+    run = Run(metrics, references, timing, plugins, recipe["tiling"], recipe["tf32"])
     catalogue = Catalogue([*folders, configs_folder()])
     (planned,) = plan([combination], inspection.look(request_of([combination], run)), catalogue, Overrides(), run)
     return planned
