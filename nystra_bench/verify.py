@@ -41,7 +41,7 @@ MEASURE, HELD = "quality", "psnr"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 all numbers agree, 2 some do not or could not be checked, 1 none could."""
+    """Run the command; returns the exit code: 0 all numbers agree, 2 some do not or were not checked, 1 none was."""
     return guarded(lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
