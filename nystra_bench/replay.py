@@ -18,13 +18,13 @@ from nystra_bench.configuration import Catalogue, add_to_path, configs_folder
 from nystra_bench.errors import UserError
 from nystra_bench.fetch.command import Parser, guarded
 from nystra_bench.measure.base import Measurement, measurement
+from nystra_bench.sweep import inspection
 from nystra_bench.sweep.agreement import Compared, compare
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.executors.base import SessionJob
 from nystra_bench.sweep.executors.local import LocalExecutor
 from nystra_bench.sweep.files import Damaged, read_object
 from nystra_bench.sweep.grid import Combination, Option, Overrides
-from nystra_bench.sweep import inspection
 from nystra_bench.sweep.plan import Planned, Run, plan, request_of
 from nystra_bench.sweep.progress import Progress
 from nystra_bench.sweep.session import Session

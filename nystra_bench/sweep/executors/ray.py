@@ -14,7 +14,6 @@ from nystra_bench.instruments.environment import THREAD_VARIABLES
 from nystra_bench.sweep.executors.cluster import Call, ClusterExecutor, Lost, Resources
 from nystra_bench.sweep.inspection import child_environment
 
-
 OBJECTS = 100 << 20
 """Bytes for the objects of a Ray of our own: sessions pass paths alone."""
 
