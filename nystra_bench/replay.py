@@ -18,13 +18,13 @@ from nystra_bench.configuration import Catalogue, add_to_path, configs_folder
 from nystra_bench.errors import UserError
 from nystra_bench.fetch.command import Parser, guarded
 from nystra_bench.measure.base import Measurement, measurement
+from nystra_bench.sweep import inspection
 from nystra_bench.sweep.agreement import Compared, compare
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.executors.base import SessionJob
 from nystra_bench.sweep.executors.local import LocalExecutor
 from nystra_bench.sweep.files import Damaged, read_object
 from nystra_bench.sweep.grid import Combination, Option, Overrides
-from nystra_bench.sweep import inspection
 from nystra_bench.sweep.plan import Planned, Run, plan, request_of
 from nystra_bench.sweep.progress import Progress
 from nystra_bench.sweep.session import Session
@@ -162,8 +162,8 @@ def replan(recorded: Recorded) -> Planned:
     )
     names = recipe["reference_names"]
     references = {role: Option.of(names[role], config) for role, config in recipe["references"].items()}
-    about = {"plugins": tuple(recipe["sys_path"]), "tiling": recipe["tiling"], "tf32": recipe["tf32"]}
-    run = Run(recipe["metrics"], references, recipe["timing"], **about)
+    metrics, timing, plugins = recipe["metrics"], recipe["timing"], tuple(recipe["sys_path"])
+    run = Run(metrics, references, timing, plugins, recipe["tiling"], recipe["tf32"])
     catalogue = Catalogue([*folders, configs_folder()])
     (planned,) = plan([combination], inspection.look(request_of([combination], run)), catalogue, Overrides(), run)
     return planned

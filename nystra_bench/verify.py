@@ -41,7 +41,7 @@ MEASURE, HELD = "quality", "psnr"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 all numbers agree, 2 some do not, 1 nothing could be checked."""
+    """Run the command; returns the exit code: 0 all numbers agree, 2 some do not or were not checked, 1 none was."""
     return guarded(lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
@@ -57,7 +57,7 @@ def _run(argv: list[str]) -> int:
         raise UserError(f"--rows={arguments.rows} is out of range: accepted are whole numbers from 1 on")
     tables = published(arguments.folder, arguments.sweep)
     with _results(arguments.results) as results:
-        checks = [_checked(table, results, arguments.rows, arguments.words) for table in tables]
+        checks = [_check(table, results, arguments.rows, arguments.words) for table in tables]
     return _conclusion(checks)
 
 
@@ -116,10 +116,20 @@ class Check:
 
     Attributes:
         numbers: of the rows that were measured, each with the row's name before it.
+        problem: why there are none, where the sweep could not be planned.
     """
 
     name: str
     numbers: list[tuple[str, Compared]]
+    problem: str | None = None
+
+
+def _check(table: Published, results: Path, count: int | None, more: list[str]) -> Check:
+    """Measure rows of a table again; one whose sweep cannot be planned here does not keep others from it."""
+    try:
+        return _checked(table, results, count, more)
+    except UserError as error:
+        return Check(table.name, [], str(error))
 
 
 def _checked(table: Published, results: Path, count: int | None, more: list[str]) -> Check:
@@ -187,12 +197,15 @@ def _conclusion(checks: list[Check]) -> int:
     for check in checks:
         print(printable(_summary(check)))
     if not any(check.numbers for check in checks):
-        raise UserError("no row could be measured again: accepted are tables whose weights and images are here")
-    return 2 if differing else 0
+        accepted = "accepted are tables whose weights and images are here"
+        raise UserError(f"no row could be measured again: {accepted}")
+    return 2 if differing or any(check.problem for check in checks) else 0
 
 
 def _summary(check: Check) -> str:
     """How many numbers agree, and by how much they differ at most, metric by metric."""
+    if check.problem:
+        return f"{check.name}: not checked: {check.problem}"
     agree = sum(number.agrees for _, number in check.numbers)
     largest: dict[str, float] = {}
     for _, number in check.numbers:

@@ -133,8 +133,8 @@ def test_published_rows_are_measured_again_and_compared(measured, tmp_path, caps
 
 def test_rows_that_differ_or_are_gone_are_told(measured, tmp_path, capsys):
     """What is measured already is not measured again: results= may be those of an earlier call."""
-    rows = pd.read_csv(measured / "published" / "small.csv")
-    rows.loc[1, "psnr"] += 0.5
+    rows = pd.read_csv(measured / "published" / "small.csv", dtype=str, keep_default_na=False)
+    rows.loc[1, "psnr"] = str(float(rows.loc[1, "psnr"]) + 0.5)
     rows.loc[2, "parameters"] = "of=before"
     rows.to_csv(tmp_path / "small.csv", index=False)
     shutil.copy(measured / "published" / "small.command", tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,16 +70,17 @@ def job(folder: Path, *ends: str) -> SessionJob:
         cell = Cell.of(content | {"dtype": "float32", "settings": {}})
         cells.append({"cell": cell.text, "measure": config, "attention": None, "parts": {}})
     device = {"_type_": "cpu", "threads": 1}
-    request = {"store": str(folder / "results" / "store"), "sys_path": [str(folder / "plugins")], "device": device}
-    request |= dict.fromkeys(("metrics", "references", "timing"), {}) | dict.fromkeys(("model", "task", "tiling"))
-    request |= {"window": None, "position_bias": None, "dtype": "float32", "seed": 0, "tf32": False, "cells": cells}
-    return SessionJob(request, timeout_s=60, quiet=False)
+    request: dict[str, Any] = {"store": str(folder / "results" / "store"), "sys_path": [str(folder / "plugins")]}
+    request |= {"device": device, "metrics": {}, "references": {}, "timing": {}, "model": None, "task": None}
+    request |= {"tiling": None, "window": None, "position_bias": None, "dtype": "float32", "seed": 0, "tf32": False}
+    return SessionJob(request | {"cells": cells}, timeout_s=60, quiet=False)
 
 
 def test_its_file_is_a_class_of_the_contract(subject):
     made = subject.make()
     assert isinstance(made, Executor) and type(made).__doc__
-    assert made.available() is None or made.available().strip()
+    reason = made.available()
+    assert reason is None or reason.strip()
 
 
 def test_sessions_are_run_to_their_ends(made, folder):
@@ -92,8 +94,9 @@ def test_sessions_are_run_to_their_ends(made, folder):
     assert {end: store.status(key)[0] for end, key in ends.items()} == {
         **{"well": "done", "badly": "failed", "at once": "crashed", "in time": "done"},
     }
-    assert store.result(ends["well"])["value"] == {"here": "as it should be"}
-    assert "no luck" in store.status(ends["badly"])[1] and "exit code 7" in store.status(ends["at once"])[1]
+    well = store.result(ends["well"])
+    assert well and well["value"] == {"here": "as it should be"}
+    assert "no luck" in str(store.status(ends["badly"])) and "exit code 7" in str(store.status(ends["at once"]))
     settled = Counter(event["key"] for event in told if event["event"] in ("done", "failed"))
     assert settled == Counter(ends.values())
     assert not list((folder / "results" / "store").glob(".new-*"))

@@ -29,13 +29,16 @@ class Compared:
     before: Any
     after: Any
     agrees: bool
+    unit: str | None = None
 
     @property
     def difference(self) -> float | None:
-        """Of two finite numbers."""
+        """Of two finite numbers that are more than rounding."""
         pair = (self.before, self.after)
         finite = all(isinstance(x, (int, float)) and math.isfinite(x) for x in pair)
-        return self.after - self.before if finite else None
+        if not finite or (self.unit == "dB" and min(pair) >= ROUNDING_DB):
+            return None
+        return self.after - self.before
 
     def __str__(self) -> str:
         told = "agrees" if self.agrees else "DIFFERS"
@@ -54,7 +57,7 @@ def compare(before: Mapping, after: Mapping, described: Mapping[str, Mapping], t
     for name in dict.fromkeys([*before, *after]):
         unit = described.get(name.removeprefix("input_"), {}).get("unit")
         pair = before.get(name), after.get(name)
-        found.append(Compared(name, *pair, agree(*pair, unit, tolerance)))
+        found.append(Compared(name, *pair, agree(*pair, unit, tolerance), unit))
     return found
 
 

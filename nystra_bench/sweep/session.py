@@ -150,8 +150,10 @@ class SessionRun:
             command = [sys.executable, "-m", "nystra_bench.sweep.worker", str(told)]
             # The worker ends itself when its standard input closes: also when this process is killed.
             environment = {**KEEP_MEMORY, **child_environment()}
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-            with subprocess.Popen(command, **pipes, env=environment, start_new_session=self.apart) as worker:
+            pipe = subprocess.PIPE
+            with subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=errors, env=environment, start_new_session=self.apart
+            ) as worker:
                 try:
                     for event in events(worker, self.timeout_s):
                         if event["event"] == "start":

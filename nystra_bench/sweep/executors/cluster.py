@@ -78,7 +78,8 @@ class Resources:
     def __str__(self) -> str:
         memory = f"{self.memory_gb:g} GB" if self.memory_gb else ""
         gpus = _counted(self.gpus, "GPU") if self.gpus else ""
-        return ", ".join(filter(None, [_counted(self.cpus, "CPU"), gpus, memory, "alone on its machine" if self.alone else ""]))
+        alone = "alone on its machine" if self.alone else ""
+        return ", ".join(filter(None, [_counted(self.cpus, "CPU"), gpus, memory, alone]))
 
 
 class ClusterExecutor(Executor):

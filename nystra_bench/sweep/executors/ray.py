@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from nystra_bench.errors import UserError
 from nystra_bench.instruments.environment import THREAD_VARIABLES
 from nystra_bench.sweep.executors.cluster import Call, ClusterExecutor, Lost, Resources
 from nystra_bench.sweep.inspection import child_environment
-
 
 OBJECTS = 100 << 20
 """Bytes for the objects of a Ray of our own: sessions pass paths alone."""
@@ -66,9 +66,9 @@ class RayExecutor(ClusterExecutor):
         if self.address is None:
             where = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             where |= {"object_store_memory": OBJECTS}
-        environment = {"runtime_env": {"env_vars": self._environment()}}
+        where |= {"runtime_env": {"env_vars": self._environment()}, "logging_level": logging.WARNING}
         try:
-            ray.init(**where, **environment, log_to_driver=False, logging_level="warning")
+            ray.init(**where, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"executor.address={self.address} does not answer ({_first(error)}): accepted are the address of a Ray "
