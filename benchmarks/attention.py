@@ -120,7 +120,9 @@ def measure(setting: Setting, timing: Timing, chosen: argparse.Namespace) -> lis
     }
     said = [f"### {setting}, m = {chosen.landmarks}, {torch.get_num_threads()} threads", ""]
     said += ["| " + " | ".join(["ms", *times]) + " |", "|" + "---|" * (1 + len(times))]
-    said += ["| | " + " | ".join(f"{time.median:.1f} ({time.low:.1f}–{time.high:.1f})" for time in times.values()) + " |"]
+    said += [
+        "| | " + " | ".join(f"{time.median:.1f} ({time.low:.1f}–{time.high:.1f})" for time in times.values()) + " |"
+    ]
     said += ["", *(f"* {name}: {shown(ratio)}" for name, ratio in ratios.items())]
     said += [f"* {name} deviates from {EAGER[name]} by {error:.1e}" for name, error in deviations.items()]
     return [*said, roofline(setting, flops, times), ""]

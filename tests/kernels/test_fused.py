@@ -1,4 +1,4 @@
-"""The kernels give what the eager forms give, but for rounding: all shapes, masks, ties, and the layers of the models."""
+"""The kernels give what the eager forms give, but for rounding: all shapes, masks, ties, and layers of models."""
 
 from __future__ import annotations
 
@@ -277,7 +277,8 @@ def test_a_compiled_model_holds_the_operator():
     """Its shape is known to PyTorch's compiler without running it."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    qkv, attention, window = random_qkv(2, HEADS, 64, 16), FusedNystraPlusAttention(implementation="fused"), Window(8, 8)
+    qkv, window = random_qkv(2, HEADS, 64, 16), Window(8, 8)
+    attention = FusedNystraPlusAttention(implementation="fused")
     real = attention(*qkv, window)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = attention(*(mode.from_tensor(x) for x in qkv), window)
