@@ -134,8 +134,8 @@ def roofline(setting: Setting, flops: int, times: dict[str, Estimate]) -> str:
     moving, computing = moved / bandwidth, flops / speed
     reached = max(moving, computing) / times[OURS].median
     return (
-        f"* roofline: {moved / 1e6:.0f} MB at {bandwidth / 1e6:.1f} GB/s are {moving:.1f} ms, {flops / 1e9:.2f} GFLOP at "
-        f"{speed / 1e6:.0f} GFLOP/s {computing:.1f} ms; reached {100 * reached:.0f} %"
+        f"* roofline: {moved / 1e6:.0f} MB at {bandwidth / 1e6:.1f} GB/s are {moving:.1f} ms, {flops / 1e9:.2f} GFLOP "
+        f"at {speed / 1e6:.0f} GFLOP/s {computing:.1f} ms; reached {100 * reached:.0f} %"
     )
 
 

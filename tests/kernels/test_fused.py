@@ -205,17 +205,30 @@ class Recording(ExactAttention):
 
 @pytest.mark.parametrize("weights", sorted(file.stem for file in BUNDLED.glob("*.safetensors")))
 def test_every_layer_of_a_bundled_model(weights):
-    """On one small map of each layer; half of the layers are shifted."""
+    """On one small map; half of the layers are shifted.
+
+    A token that is as near to two clusters but for rounding may join one of them in the eager form and the other here:
+    then the kernel gives what the eager form gives in float64.
+    """
     model, recording = load_model(weights), Recording()
     side = 64 if "uformer" in weights or "dehazeformer" in weights else 48
     plug(model, recording)(torch.rand(1, model.channels, side, side, generator=torch.Generator().manual_seed(0)))
     assert len(recording.calls) >= len(named_attention_sites(model))
     for q, k, v, height, width, bias, regions in recording.calls:
-        outputs = []
-        for method in (NystraPlusAttention(), FusedNystraPlusAttention(implementation="fused")):
-            make_bias, make_regions = (None if x is None else lambda x=x: x for x in (bias, regions))
-            outputs.append(method(q, k, v, Window(height, width, make_bias, make_regions)))
-        assert relative_error(*outputs) < CLOSE
+        makers = [None if x is None else lambda x=x: x for x in (bias, regions)]
+        fused = FusedNystraPlusAttention(implementation="fused")(q, k, v, Window(height, width, *makers))
+        eager = NystraPlusAttention()(q, k, v, Window(height, width, *makers))
+        apart = errors_of_heads(fused, eager) > CLOSE
+        assert apart.sum() <= 1 + apart.numel() // 100
+        assert relative_error(fused[~apart], eager[~apart]) < CLOSE
+        if apart.any():
+            exact = NystraPlusAttention()(q.double(), k.double(), v.double(), Window(height, width, *makers))
+            assert errors_of_heads(fused, exact)[apart].max() < CLOSE
+
+
+def errors_of_heads(actual, expected) -> torch.Tensor:
+    """Relative RMS differences (B * nW, H)."""
+    return (actual.double() - expected).flatten(2).norm(dim=-1) / expected.double().flatten(2).norm(dim=-1)
 
 
 def test_a_calibrated_layer_runs_the_kernel():
