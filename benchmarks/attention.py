@@ -120,7 +120,9 @@ def measure(setting: Setting, timing: Timing, chosen: argparse.Namespace) -> lis
     }
     said = [f"### {setting}, m = {chosen.landmarks}, {torch.get_num_threads()} threads", ""]
     said += ["| " + " | ".join(["ms", *times]) + " |", "|" + "---|" * (1 + len(times))]
-    said += ["| | " + " | ".join(f"{time.median:.1f} ({time.low:.1f}–{time.high:.1f})" for time in times.values()) + " |"]
+    said += [
+        "| | " + " | ".join(f"{time.median:.1f} ({time.low:.1f}–{time.high:.1f})" for time in times.values()) + " |"
+    ]
     said += ["", *(f"* {name}: {shown(ratio)}" for name, ratio in ratios.items())]
     said += [f"* {name} deviates from {EAGER[name]} by {error:.1e}" for name, error in deviations.items()]
     return [*said, roofline(setting, flops, times), ""]
@@ -132,8 +134,8 @@ def roofline(setting: Setting, flops: int, times: dict[str, Estimate]) -> str:
     moving, computing = moved / bandwidth, flops / speed
     reached = max(moving, computing) / times[OURS].median
     return (
-        f"* roofline: {moved / 1e6:.0f} MB at {bandwidth / 1e6:.1f} GB/s are {moving:.1f} ms, {flops / 1e9:.2f} GFLOP at "
-        f"{speed / 1e6:.0f} GFLOP/s {computing:.1f} ms; reached {100 * reached:.0f} %"
+        f"* roofline: {moved / 1e6:.0f} MB at {bandwidth / 1e6:.1f} GB/s are {moving:.1f} ms, {flops / 1e9:.2f} GFLOP "
+        f"at {speed / 1e6:.0f} GFLOP/s {computing:.1f} ms; reached {100 * reached:.0f} %"
     )
 
 

@@ -45,9 +45,7 @@ class FusedNystraPlusAttention(NystraPlusAttention):
         target_deviation: float | None = None,
         implementation: str = DEFAULT,
     ):
-        super().__init__(
-            landmarks, iterations, bias_rank, landmarks_from, clustering, exact_diagonal, target_deviation
-        )
+        super().__init__(landmarks, iterations, bias_rank, landmarks_from, clustering, exact_diagonal, target_deviation)
         unserved = None
         if landmarks_from != "clusters" or clustering:
             unserved = f"the kernel has no landmarks_from={landmarks_from} with clustering={clustering}"
@@ -146,7 +144,9 @@ def _in_blocks(features: Tensor, blocks: int) -> Tensor:
     return padded.unflatten(1, (blocks, BLOCK)).transpose(2, 3).contiguous()
 
 
-def _flops(q, k, v, queries, keys, features, diagonal, centres, regions, masked, iterations, exact_diagonal, **_) -> int:
+def _flops(
+    q, k, v, queries, keys, features, diagonal, centres, regions, masked, iterations, exact_diagonal, **_
+) -> int:
     """Those of the eager form's matrix products, from shapes; the kernel forms the clusters' means by sums instead."""
     (windows, heads, tokens, dim), (landmarks,), rank = q, centres, queries[2]
     return NystraPlusAttention(landmarks, iterations, rank).flops(windows, heads, tokens, dim, v[3])

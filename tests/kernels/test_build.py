@@ -95,9 +95,7 @@ def test_where_there_can_be_no_kernels_the_eager_form_runs_and_says_why(
 
 @pytest.mark.parametrize("reason", NOT_HERE)
 @pytest.mark.parametrize("method", [method for method, _ in METHODS])
-def test_where_there_can_be_no_kernels_to_ask_for_them_is_an_error_in_a_sentence(
-    monkeypatch, tmp_path, reason, method
-):
+def test_where_there_can_be_no_kernels_to_ask_for_them_is_an_error_in_a_sentence(monkeypatch, tmp_path, reason, method):
     NOT_HERE[reason](monkeypatch, tmp_path)
     with pytest.raises(UserError) as error:
         method(implementation="fused")

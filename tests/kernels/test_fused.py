@@ -1,4 +1,4 @@
-"""The kernels give what the eager forms give, but for rounding: all shapes, masks, ties, and the layers of the models."""
+"""The kernels give what the eager forms give, but for rounding: all shapes, masks, ties, and layers of models."""
 
 from __future__ import annotations
 
@@ -205,17 +205,30 @@ class Recording(ExactAttention):
 
 @pytest.mark.parametrize("weights", sorted(file.stem for file in BUNDLED.glob("*.safetensors")))
 def test_every_layer_of_a_bundled_model(weights):
-    """On one small map of each layer; half of the layers are shifted."""
+    """On one small map; half of the layers are shifted.
+
+    A token that is as near to two clusters but for rounding may join one of them in the eager form and the other here:
+    then the kernel gives what the eager form gives in float64.
+    """
     model, recording = load_model(weights), Recording()
     side = 64 if "uformer" in weights or "dehazeformer" in weights else 48
     plug(model, recording)(torch.rand(1, model.channels, side, side, generator=torch.Generator().manual_seed(0)))
     assert len(recording.calls) >= len(named_attention_sites(model))
     for q, k, v, height, width, bias, regions in recording.calls:
-        outputs = []
-        for method in (NystraPlusAttention(), FusedNystraPlusAttention(implementation="fused")):
-            make_bias, make_regions = (None if x is None else lambda x=x: x for x in (bias, regions))
-            outputs.append(method(q, k, v, Window(height, width, make_bias, make_regions)))
-        assert relative_error(*outputs) < CLOSE
+        makers = [None if x is None else lambda x=x: x for x in (bias, regions)]
+        fused = FusedNystraPlusAttention(implementation="fused")(q, k, v, Window(height, width, *makers))
+        eager = NystraPlusAttention()(q, k, v, Window(height, width, *makers))
+        apart = errors_of_heads(fused, eager) > CLOSE
+        assert apart.sum() <= 1 + apart.numel() // 100
+        assert relative_error(fused[~apart], eager[~apart]) < CLOSE
+        if apart.any():
+            exact = NystraPlusAttention()(q.double(), k.double(), v.double(), Window(height, width, *makers))
+            assert errors_of_heads(fused, exact)[apart].max() < CLOSE
+
+
+def errors_of_heads(actual, expected) -> torch.Tensor:
+    """Relative RMS differences (B * nW, H)."""
+    return (actual.double() - expected).flatten(2).norm(dim=-1) / expected.double().flatten(2).norm(dim=-1)
 
 
 def test_a_calibrated_layer_runs_the_kernel():
@@ -277,7 +290,8 @@ def test_a_compiled_model_holds_the_operator():
     """Its shape is known to PyTorch's compiler without running it."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    qkv, attention, window = random_qkv(2, HEADS, 64, 16), FusedNystraPlusAttention(implementation="fused"), Window(8, 8)
+    qkv, window = random_qkv(2, HEADS, 64, 16), Window(8, 8)
+    attention = FusedNystraPlusAttention(implementation="fused")
     real = attention(*qkv, window)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = attention(*(mode.from_tensor(x) for x in qkv), window)

@@ -130,11 +130,15 @@ class NystraPlus {
       std::fill(keys + c * BLOCK + count, keys + c * BLOCK + width, 0.f);
       std::fill(queries + c * BLOCK + count, queries + c * BLOCK + width, 0.f);
     }
-    for (int64_t t = 0; t < width; t += W) {
-      Vec own = Vec::loadu(diagonal_ + first + t);
+    for (int64_t t = 0; t < width; t += 2 * W) {
+      Tile<1, 2> own;
+      own.load(diagonal_ + first + t, 0);
       for (int64_t c = 0; c < dim_; ++c)
-        own = at::vec::fmadd(Vec::loadu(keys + c * BLOCK + t), Vec::loadu(queries + c * BLOCK + t), own);
-      own.store(own_ + first + t);
+        Tile<1, 2>::each([&](auto r, auto v) {
+          const int64_t place = c * BLOCK + t + v * W;
+          own.value[r][v] = at::vec::fmadd(Vec::loadu(keys + place), Vec::loadu(queries + place), own.value[r][v]);
+        });
+      own.store(own_ + first + t, 0);
     }
   }
 

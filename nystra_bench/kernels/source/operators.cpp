@@ -123,7 +123,7 @@ Tensor nystra(
     int64_t columns,
     int64_t iterations,
     double guard,
-    bool global) {
+    bool norms_of_all) {
   check_float32({&q, &k, &v});
   TORCH_CHECK(height * width == q.size(2), "the window does not fit the tokens");
   const Tensor out = output_like(v);
@@ -147,7 +147,7 @@ Tensor nystra(
   for_heads<Nystra>(in, q, [&](Nystra& worker, int64_t window, int64_t head, int64_t place) {
     std::tie(of_columns[place], of_rows[place]) = worker.pool(window, head, place);
   });
-  if (global && places > 0) {
+  if (norms_of_all && places > 0) {
     std::fill_n(of_columns, places, *std::max_element(of_columns, of_columns + places));
     std::fill_n(of_rows, places, *std::max_element(of_rows, of_rows + places));
   }
@@ -165,7 +165,7 @@ TORCH_LIBRARY(nystra_bench, library) {
       "Tensor centres, Tensor? regions, Tensor? masked, int iterations, bool exact_diagonal) -> Tensor");
   library.def(
       "nystra(Tensor q, Tensor k, Tensor v, int height, int width, int rows, int columns, int iterations, "
-      "float guard, bool global) -> Tensor");
+      "float guard, bool norms_of_all) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(nystra_bench, CPU, library) {
