@@ -40,20 +40,20 @@ class Acceleration:
     """For each image its ``deviation_psnr`` (dB), and whether the choice was made on it: ``chosen_on``."""
     target_deviation: float
     timed: pd.Series | None
-    """``latency_ms`` on the first image and the speed-ups with their intervals, as ``compare`` has them; None untimed."""
+    """``latency_ms`` on the first image and the speed-ups with their intervals, as in ``compare``; None untimed."""
 
     def sentences(self) -> list[str]:
         exact = int((self.layers["attention"] == "exact").sum())
         gflops, before = self.layers["gflops"].sum(), self.layers["gflops_exact"].sum()
         told = [
-            f"{len(self.layers) - exact} of {len(self.layers)} layers are replaced, {exact} stay exact; their attention "
+            f"{len(self.layers) - exact} of {len(self.layers)} layers are replaced, {exact} stay exact; attention "
             f"takes {number(100 * gflops / before, 1)} % of the operations of exact attention.",
             f"Deviation, where {number(self.target_deviation, 1)} dB were asked for: {self._deviations()}.",
         ]
         if self.timed is not None:
             told.append(
-                f"{self._speedup('sdpa')} times as fast as with fused exact attention, {self._speedup('exact')} times as "
-                "fast as with exact attention in separate operations (the whole model, on the first image)."
+                f"{self._speedup('sdpa')} times as fast as with fused exact attention, {self._speedup('exact')} times "
+                "as fast as with exact attention in separate operations (the whole model, on the first image)."
             )
         return told
 

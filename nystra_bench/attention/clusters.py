@@ -42,7 +42,8 @@ def sums_by(member: Tensor, rows: Tensor, clusters: int) -> Tensor:
     batch, _, width = rows.shape
     offsets = torch.arange(batch, device=member.device)[:, None] * clusters
     index = (member + offsets).flatten()[:, None].expand(-1, width)
-    return rows.new_zeros(batch * clusters, width).scatter_add(0, index, rows.flatten(0, 1)).view(batch, clusters, width)
+    sums = rows.new_zeros(batch * clusters, width).scatter_add(0, index, rows.flatten(0, 1))
+    return sums.view(batch, clusters, width)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Selection:
     """(n, T, K): False where there are fewer members, and the place means nothing"""
 
     def rows(self, stride: int, filler: int) -> Tensor:
-        """Numbers (n * T * K,) of rows where each window and head has ``stride``; ``filler`` for those that are not there."""
+        """Numbers (n * T * K,) of rows, ``stride`` for each window and head; ``filler`` for those that are not there."""
         offsets = torch.arange(len(self.places), device=self.places.device)[:, None, None] * stride
         return torch.where(self.there, self.places + offsets, filler).flatten()
 

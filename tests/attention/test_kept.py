@@ -21,6 +21,7 @@ KEEPS = {
     "folded",
     "improved_clustered_attention",
     "nystra_plus",
+    "nystra_plus_v5",
     "performer",
     "rfa",
     "sdpa",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from attention_references import random_qkv, relative_error
@@ -67,7 +69,7 @@ def plain(q, k, v, landmarks, count, clustering, residual):
             mean = k[group].mean(0)
             rest = [j for j in group.tolist() if j != itself]
             if rest:  # all of the cluster but oneself is its mean, and its values' mean is that of all
-                weights.append(query @ mean + torch.tensor(float(len(group))).log())
+                weights.append(query @ mean + math.log(len(group)))
                 values.append(v[group].mean(0))
         weights, values = torch.stack(weights).exp(), torch.stack(values)
         top, total = weights @ values, weights.sum()
@@ -84,7 +86,7 @@ def plain(q, k, v, landmarks, count, clustering, residual):
     for block in order.split(-(-tokens // landmarks)):
         shares = torch.zeros(landmarks, dtype=k.dtype)
         for i in block:
-            row = torch.stack([q[i] @ k[g].mean(0) + torch.tensor(float(len(g))).log() for g in groups.values()])
+            row = torch.stack([q[i] @ k[g].mean(0) + math.log(len(g)) for g in groups.values()])
             for c, weight in zip(groups, row.softmax(0), strict=True):
                 shares[c] += weight
         spread = {c: (k[g] - k[g].mean(0)).square().sum(1).mean().sqrt() for c, g in groups.items()}
@@ -108,7 +110,7 @@ def plain(q, k, v, landmarks, count, clustering, residual):
 
 @pytest.mark.parametrize(
     ("landmarks", "count", "clustering", "residual"),
-    [(16, 64, 1, True), (8, 70, 0, True), (16, 0, 1, True), (24, 40, 2, False), (80, 50, 1, False)],
+    [(16, 64, 1, True), (8, 70, 0, True), (16, 0, 1, True), (24, 40, 2, False), (40, 50, 1, False)],
 )
 def test_it_is_the_method_by_loops(landmarks, count, clustering, residual):
     q, k, v = (x.double() for x in smooth_qkv(1))
@@ -121,7 +123,8 @@ def test_more_exact_keys_come_closer_and_all_of_them_are_exact():
     q, k, v = smooth_qkv(2)
     exact = ExactAttention()(q, k, v, Window(SIDE, SIDE))
     errors = [
-        relative_error(NystraPlusV5Attention(16, keys)(q, k, v, Window(SIDE, SIDE)), exact) for keys in (0, 64, 128, TOKENS)
+        relative_error(NystraPlusV5Attention(16, keys)(q, k, v, Window(SIDE, SIDE)), exact)
+        for keys in (0, 64, 128, TOKENS)
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 1e-3 and errors[-1] < 1e-5
@@ -133,14 +136,16 @@ def test_all_tokens_as_landmarks_are_exact_but_for_the_rank_of_the_bias():
     assert relative_error(NystraPlusV5Attention(TOKENS, 0, bias_rank=TOKENS)(q, k, v, with_bias()), exact) < 1e-4
 
 
-def test_the_residual_brings_the_output_nearer():
-    q, k, v = smooth_qkv(2, logits=3)
-    exact = ExactAttention()(q, k, v, with_bias())
+def test_without_exact_keys_the_residual_is_what_is_left_at_the_mean_query():
+    """Queries that are equal in a block get what exact attention gives, whatever the clusters are."""
+    q, k, v = smooth_qkv(1)
+    q = q.mean(-2, keepdim=True).expand_as(q)
+    exact = ExactAttention()(q, k, v, Window(SIDE, SIDE))
     with_it, without = (
-        relative_error(NystraPlusV5Attention(16, 32, 16, residual=residual)(q, k, v, with_bias()), exact)
+        relative_error(NystraPlusV5Attention(16, 0, 0, residual=residual)(q, k, v, Window(SIDE, SIDE)), exact)
         for residual in (True, False)
     )
-    assert with_it < without
+    assert with_it < 0.5 * without
 
 
 @pytest.mark.parametrize("landmarks", [1, 5, 16, 64])
