@@ -109,7 +109,7 @@ class Selection:
     """(n, T, K): False where there are fewer members, and the place means nothing"""
 
     def rows(self, stride: int, filler: int) -> Tensor:
-        """Numbers (n * T * K,) of rows, ``stride`` for each window and head; ``filler`` for those that are not there."""
+        """Numbers (n * T * K,) of rows, ``stride`` to a window and head; ``filler`` for those that are not there."""
         offsets = torch.arange(len(self.places), device=self.places.device)[:, None, None] * stride
         return torch.where(self.there, self.places + offsets, filler).flatten()
 
