@@ -10,6 +10,9 @@ from torch import Tensor
 NOBODY = -1e4
 """Logit of empty clusters, and of rows that fill a block up: its exponential is 0."""
 
+PASSES = 3
+"""Over the clusters, from the most important on, in search of some that fit."""
+
 
 def farthest_points(distances: Tensor, count: int) -> Tensor:
     """Points that are far from one another: the first, then always the farthest from those that are chosen.
@@ -85,10 +88,8 @@ class Clusters:
             count: K.
         """
         gain = weights * (self.spread / self.sizes.clamp(min=1))[:, None]
-        gain = gain.masked_fill((self.sizes > count)[:, None], 0.0)
         gain, ranked = gain.sort(-1, descending=True)
-        sizes = at_ranks(self.sizes, ranked).masked_fill(gain <= 0, 0)
-        sizes = sizes.masked_fill(sizes.cumsum(-1) > count, 0)
+        sizes = fitting(at_ranks(self.sizes, ranked).masked_fill(gain <= 0, 0), count)
         ends = sizes.cumsum(-1)
         taken = torch.zeros_like(weights, dtype=torch.bool).scatter(-1, ranked, sizes > 0)
         place = torch.arange(count, device=ends.device).expand(*ends.shape[:-1], count).contiguous()
@@ -112,6 +113,19 @@ class Selection:
         """Numbers (n * T * K,) of rows, ``stride`` to a window and head; ``filler`` for those that are not there."""
         offsets = torch.arange(len(self.places), device=self.places.device)[:, None, None] * stride
         return torch.where(self.there, self.places + offsets, filler).flatten()
+
+
+def fitting(sizes: Tensor, count: int) -> Tensor:
+    """The sizes (..., m) of those that are taken, one after the other where they still fit into ``count``; else 0.
+
+    In ``PASSES`` over all: what a large one leaves free is filled up by smaller ones behind it.
+    """
+    taken = torch.zeros_like(sizes)
+    for _ in range(PASSES):
+        left = count - taken.sum(-1, keepdim=True)
+        further = sizes.masked_fill((taken > 0) | (sizes > left), 0)
+        taken = taken + further.masked_fill(further.cumsum(-1) > left, 0)
+    return taken
 
 
 def at_ranks(of_clusters: Tensor, ranked: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from attention_references import random_qkv, relative_error
 
 from nystra_bench.attention.base import Window
-from nystra_bench.attention.clusters import Clusters, farthest_points, squared_distances
+from nystra_bench.attention.clusters import PASSES, Clusters, farthest_points, fitting, squared_distances
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.landmarks import central_tokens
 from nystra_bench.attention.nystra_plus_v5 import NystraPlusV5Attention
@@ -90,14 +90,18 @@ def plain(q, k, v, landmarks, count, clustering, residual):
             for c, weight in zip(groups, row.softmax(0), strict=True):
                 shares[c] += weight
         spread = {c: (k[g] - k[g].mean(0)).square().sum(1).mean().sqrt() for c, g in groups.items()}
-        gain = {c: float(shares[c] * spread[c] / len(g)) for c, g in groups.items() if len(g) <= count}
-        taken, members = set(), 0
-        for c in sorted(gain, key=lambda c: -gain[c]):
-            members += len(groups[c])
-            if gain[c] > 1e-12:
-                if members > count:
+        gain = {c: float(shares[c] * spread[c] / len(g)) for c, g in groups.items()}
+        ranked = [c for c in sorted(gain, key=lambda c: -gain[c]) if gain[c] > 1e-12]
+        taken, left = set(), count
+        for _ in range(PASSES):
+            free = left
+            for c in ranked:
+                if c in taken or len(groups[c]) > free:
+                    continue
+                if len(groups[c]) > left:
                     break
                 taken.add(c)
+                left -= len(groups[c])
         mean = q[block].mean(0) if len(block) == -(-tokens // landmarks) else None
         if mean is None:  # the last block is filled up with its last query
             filled = torch.cat([block, block[-1:].expand(-(-tokens // landmarks) - len(block))])
@@ -209,3 +213,9 @@ def test_clusters_are_selected_by_what_their_means_lose():
     assert selection.taken.tolist() == [[[True, False, False]]]
     assert selection.rows(6, 99).tolist() == [0, 1, 99, 99]
     assert clusters.select(torch.full((1, 1, 3), 1 / 3), 5).rows(6, 99).tolist() == [0, 1, 3, 4, 5]
+
+
+def test_what_a_large_cluster_leaves_free_is_filled_up():
+    sizes = torch.tensor([5, 9, 4, 3, 2, 1, 1])
+    assert fitting(sizes, 10).tolist() == [5, 0, 4, 0, 0, 1, 0]
+    assert fitting(sizes, 0).tolist() == [0] * 7
