@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from nystra_bench.attention.sdpa import FusedAttention
 from nystra_bench.errors import UserError
 from nystra_bench.instruments.timer import Timing
 from nystra_bench.models.sites import module_of
+from nystra_bench.models.windows import WindowedModel
 from nystra_bench.report.columns import number
 
 CANDIDATES = tuple(f"nystra_plus(landmarks={landmarks})" for landmarks in (8, 16, 32, 64))
@@ -40,20 +42,20 @@ class Acceleration:
     """For each image its ``deviation_psnr`` (dB), and whether the choice was made on it: ``chosen_on``."""
     target_deviation: float
     timed: pd.Series | None
-    """``latency_ms`` on the first image and the speed-ups with their intervals, as ``compare`` has them; None untimed."""
+    """``latency_ms`` on the first image and the speed-ups with their intervals, as in ``compare``; None untimed."""
 
     def sentences(self) -> list[str]:
         exact = int((self.layers["attention"] == "exact").sum())
         gflops, before = self.layers["gflops"].sum(), self.layers["gflops_exact"].sum()
         told = [
-            f"{len(self.layers) - exact} of {len(self.layers)} layers are replaced, {exact} stay exact; their attention "
+            f"{len(self.layers) - exact} of {len(self.layers)} layers are replaced, {exact} stay exact; attention "
             f"takes {number(100 * gflops / before, 1)} % of the operations of exact attention.",
             f"Deviation, where {number(self.target_deviation, 1)} dB were asked for: {self._deviations()}.",
         ]
         if self.timed is not None:
             told.append(
-                f"{self._speedup('sdpa')} times as fast as with fused exact attention, {self._speedup('exact')} times as "
-                "fast as with exact attention in separate operations (the whole model, on the first image)."
+                f"{self._speedup('sdpa')} times as fast as with fused exact attention, {self._speedup('exact')} times "
+                "as fast as with exact attention in separate operations (the whole model, on the first image)."
             )
         return told
 
@@ -117,7 +119,7 @@ def accelerate(
         raise UserError("images is empty: accepted are one image or several")
     candidates = named(attentions)
     models.plug(model, FusedAttention())
-    module = module_of(model)
+    module = cast(WindowedModel, module_of(model))  # what compare needs of one, adapted models have, too
     inputs = [to_input(image, module) for image in given]
     sites = models.named_attention_sites(module)
     choice = choose(sites, lambda x: forward(module, x), inputs[::2], candidates, target_deviation, max)

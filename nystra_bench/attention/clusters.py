@@ -10,6 +10,9 @@ from torch import Tensor
 NOBODY = -1e4
 """Logit of empty clusters, and of rows that fill a block up: its exponential is 0."""
 
+PASSES = 3
+"""Over the clusters, from the most important on, in search of some that fit."""
+
 
 def farthest_points(distances: Tensor, count: int) -> Tensor:
     """Points that are far from one another: the first, then always the farthest from those that are chosen.
@@ -42,7 +45,8 @@ def sums_by(member: Tensor, rows: Tensor, clusters: int) -> Tensor:
     batch, _, width = rows.shape
     offsets = torch.arange(batch, device=member.device)[:, None] * clusters
     index = (member + offsets).flatten()[:, None].expand(-1, width)
-    return rows.new_zeros(batch * clusters, width).scatter_add(0, index, rows.flatten(0, 1)).view(batch, clusters, width)
+    sums = rows.new_zeros(batch * clusters, width).scatter_add(0, index, rows.flatten(0, 1))
+    return sums.view(batch, clusters, width)
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,8 @@ class Clusters:
             count: K.
         """
         gain = weights * (self.spread / self.sizes.clamp(min=1))[:, None]
-        gain = gain.masked_fill((self.sizes > count)[:, None], 0.0)
         gain, ranked = gain.sort(-1, descending=True)
-        sizes = at_ranks(self.sizes, ranked).masked_fill(gain <= 0, 0)
-        sizes = sizes.masked_fill(sizes.cumsum(-1) > count, 0)
+        sizes = fitting(at_ranks(self.sizes, ranked).masked_fill(gain <= 0, 0), count)
         ends = sizes.cumsum(-1)
         taken = torch.zeros_like(weights, dtype=torch.bool).scatter(-1, ranked, sizes > 0)
         place = torch.arange(count, device=ends.device).expand(*ends.shape[:-1], count).contiguous()
@@ -108,9 +110,22 @@ class Selection:
     """(n, T, K): False where there are fewer members, and the place means nothing"""
 
     def rows(self, stride: int, filler: int) -> Tensor:
-        """Numbers (n * T * K,) of rows where each window and head has ``stride``; ``filler`` for those that are not there."""
+        """Numbers (n * T * K,) of rows, ``stride`` to a window and head; ``filler`` for those that are not there."""
         offsets = torch.arange(len(self.places), device=self.places.device)[:, None, None] * stride
         return torch.where(self.there, self.places + offsets, filler).flatten()
+
+
+def fitting(sizes: Tensor, count: int) -> Tensor:
+    """The sizes (..., m) of those that are taken, one after the other where they still fit into ``count``; else 0.
+
+    In ``PASSES`` over all: what a large one leaves free is filled up by smaller ones behind it.
+    """
+    taken = torch.zeros_like(sizes)
+    for _ in range(PASSES):
+        left = count - taken.sum(-1, keepdim=True)
+        further = sizes.masked_fill((taken > 0) | (sizes > left), 0)
+        taken = taken + further.masked_fill(further.cumsum(-1) > left, 0)
+    return taken
 
 
 def at_ranks(of_clusters: Tensor, ranked: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""nystra_plus, version 5: exact attention to the clusters of keys that matter to a block of queries, means for the rest."""
+"""nystra_plus, version 5: exact attention to the clusters that matter to a block of queries, means for the rest."""
 
 from __future__ import annotations
 
@@ -125,11 +125,10 @@ class NystraPlusV5Attention(Attention):
     def flops(self, windows: int, heads: int, tokens: int, dim: int, dim_v: int) -> int:
         sizes, dim = self.sizes(tokens), dim + min(self.bias_rank, tokens)
         m, rows = sizes.landmarks, sizes.blocks * (sizes.block + self.residual)
-        both = dim + dim_v + 2
         seeding = min(CANDIDATES * m, tokens) ** 2 * dim
-        clustering = (self.clustering + 1) * tokens * m * (dim + 1)
-        attending = rows * (m + sizes.keys) * both + tokens * dim
-        exact = sizes.blocks * tokens * both if self.residual else 0
+        clustering = (self.clustering + 1) * tokens * m * dim
+        attending = rows * (m + sizes.keys) * (dim + dim_v + 2)
+        exact = sizes.blocks * tokens * (dim + dim_v) if self.residual else 0
         return 2 * windows * heads * (seeding + clustering + attending + exact)
 
     def _features(self, window: Window, heads: int, batch: int, like: Tensor) -> Features:
@@ -176,7 +175,7 @@ class NystraPlusV5Attention(Attention):
 
         # In the order of clusters; the last token fills the last block up, and a row that nobody attends to comes last.
         member = self._members(keys, seeds, regions)
-        order = member.argsort(1, stable=True)
+        order = member.argsort(dim=1, stable=True)
         full = order[:, torch.arange(blocks * block, device=q.device).clamp(max=tokens - 1)]
         member = member.gather(1, full)
         rows = at(torch.cat([keys, torch.zeros_like(one), v, one], -1), full).flatten(0, 1)
@@ -191,11 +190,11 @@ class NystraPlusV5Attention(Attention):
         clusters = Clusters.of(
             member[:, :tokens], ordered[:, :tokens, :dim], ordered[:, :tokens, dim + 1 :], sizes.landmarks
         )
-        far = torch.bmm(queries.flatten(1, 2), clusters.keys.mT).view(n, blocks, -1, sizes.landmarks)
+        far = torch.bmm(queries.flatten(1, 2), clusters.keys.mT).view(*queries.shape[:3], sizes.landmarks)
         selection = clusters.select(far[:, :, :block].softmax(-1).mean(2), sizes.keys)
         near_rows = rows.index_select(0, selection.rows(blocks * block, n * blocks * block))
         near_rows = near_rows.view(n * blocks, sizes.keys, rows.shape[-1])
-        near = torch.bmm(queries.flatten(0, 1), near_rows[..., : dim + 1].mT).view(n, blocks, -1, sizes.keys)
+        near = torch.bmm(queries.flatten(0, 1), near_rows[..., : dim + 1].mT).view(*queries.shape[:3], sizes.keys)
 
         # Each token's own key, where its cluster stands for it.
         in_blocks = ordered.view(n, blocks, block, -1)
@@ -211,7 +210,7 @@ class NystraPlusV5Attention(Attention):
         own = ((own - top[:, :, :block, 0]).exp_() - within).masked_fill(selection.taken.gather(-1, member), 0.0)
 
         far = far * ~selection.taken[:, :, None]
-        out = torch.bmm(near.flatten(0, 1), near_rows[..., dim + 1 :]).view(n, blocks, queries.shape[2], -1)
+        out = torch.bmm(near.flatten(0, 1), near_rows[..., dim + 1 :]).view(*queries.shape[:3], -1)
         out = out + torch.bmm(far.flatten(1, 2), clusters.values).view_as(out)
         each = out[:, :, :block] + own[..., None] * in_blocks[..., dim + 1 :]
         each = each[..., :-1] / each[..., -1:]

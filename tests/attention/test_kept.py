@@ -25,6 +25,7 @@ KEEPS = {
     "nystra_fused",
     "nystra_plus",
     "nystra_plus_fused",
+    "nystra_plus_v5",
     "performer",
     "pisa",
     "rfa",
