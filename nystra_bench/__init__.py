@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nystra_bench.api import (
+        accelerate,
         attention_maps,
         compare,
         list_attentions,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Timing",
+    "accelerate",
     "attention_maps",
     "compare",
     "list_attentions",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -30,6 +30,9 @@ TEXTS = ("name", "results")
 NAMES = ("metrics", "tables", "figures", "retry")
 """Settings that are lists of names."""
 
+EXECUTOR = "executor"
+"""The choice of where sessions run: one option with parameters, which is no axis."""
+
 PLUGINS = ("plugins", "hydra.searchpath")
 """What names folders of the user's own."""
 
@@ -45,6 +48,7 @@ class Arguments:
     Attributes:
         parameters: of options, as they are written: ``parameters["attention"]["landmarks"] == "[8,16]"``.
         overrides: what the user gave for axes; ``read_parameters`` adds the parameters.
+        executor: parameters of the executor; ``read_parameters`` adds them.
         settings: for Hydra.
         search: folders with the user's own options.
     """
@@ -52,6 +56,7 @@ class Arguments:
     sweep: str | None = None
     overrides: Overrides = field(default_factory=Overrides)
     parameters: dict[str, dict[str, str]] = field(default_factory=dict)
+    executor: dict[str, Any] = field(default_factory=dict)
     settings: list[str] = field(default_factory=list)
     search: list[Path] = field(default_factory=list)
 
@@ -72,7 +77,7 @@ def parse(argv: list[str]) -> Arguments:
             arguments.search += [_folder(text) for text in _texts(word, written) if text]
         elif key in AXES:
             arguments.overrides.axes[key] = _axis(word, key, written)
-        elif choice in OPTION_AXES and parameter:
+        elif choice in (*OPTION_AXES, EXECUTOR) and parameter:
             arguments.parameters.setdefault(choice, {})[parameter] = written
         else:
             arguments.settings.append(_setting(word, key, written))
@@ -86,10 +91,13 @@ def read_parameters(arguments: Arguments, catalogue: Catalogue) -> None:
         UserError: a value cannot be read.
     """
     for choice, given in arguments.parameters.items():
-        read = arguments.overrides.parameters.setdefault(choice, {})
         for parameter, written in given.items():
             word = f"{choice}.{parameter}={written}"
-            read[parameter] = _values(word, written, partial(takes_text, catalogue, choice, parameter))
+            values = _values(word, written, partial(takes_text, catalogue, choice, parameter))
+            if choice == EXECUTOR:
+                arguments.executor[parameter] = _single(word, values)
+            else:
+                arguments.overrides.parameters.setdefault(choice, {})[parameter] = values
 
 
 # --------------------------------------------------------------------------- single words
@@ -139,6 +147,12 @@ def _setting(word: str, key: str, written: str) -> str:
         lists = "attention=[exact,nystra] or window_size=[16,32]"
         raise UserError(f"{word} holds several values: accepted is one; what takes several are axes, as {lists}")
     return word
+
+
+def _single(word: str, values: list) -> Any:
+    if len(values) != 1:
+        raise UserError(f"{word} holds several values: accepted is one")
+    return values[0]
 
 
 def read(word: str) -> Override:

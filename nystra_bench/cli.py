@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nystra_bench import __version__
-from nystra_bench.arguments import Arguments, parse, quoted, read, read_parameters
+from nystra_bench.arguments import EXECUTOR, Arguments, parse, quoted, read, read_parameters
 from nystra_bench.configuration import Catalogue, add_to_path, configs_folder
 from nystra_bench.errors import UserError, did_you_mean, unknown
 from nystra_bench.sweep.files import DISK
-from nystra_bench.sweep.grid import AXES, blocks_of
+from nystra_bench.sweep.grid import AXES, blocks_of, untaken
 
 USAGE = """\
 usage: python -m nystra_bench +sweep=NAME [option=value ...]
@@ -37,6 +37,7 @@ usage: python -m nystra_bench +sweep=NAME [option=value ...]
   device=cpu|cuda  dtype=float32
   measure=[quality,latency]        what is measured: {measures}
   tile=512                         cut images into tiles: for images too large for the memory
+  executor={executors}       where it runs (docs/CLUSTERS.md): executor=slurm executor.partition=gpu
   name=FOLDER  results=DIR         results go to DIR/FOLDER
   plugins=[DIR]                    folder with options of your own (attention/NAME.yaml and its Python file)
 
@@ -90,6 +91,7 @@ def _failed(error: Exception) -> int:
 def usage() -> str:
     catalogue = Catalogue([configs_folder()])
     names = {f"{choice}s": ", ".join(catalogue.names(choice)) for choice in ("sweep", "attention", "model", "measure")}
+    names["executors"] = "|".join(catalogue.names(EXECUTOR))
     return USAGE.format(**names, config=configs_folder() / "config.yaml")
 
 
@@ -169,15 +171,32 @@ def compose_config(arguments: Arguments) -> tuple[dict, Catalogue]:
             given = settings_of(sweep, catalogue)
             _check_settings(given, base)
             # Of two words for one setting the last counts: the user's.
-            composed = _composed(f"+sweep={sweep}", [*given, *arguments.settings], search)
+            words = [*given, *arguments.settings]
+            # Hydra would take it for a group of its own, whose folder it finds.
+            executors = [word for word in words if read(word).key_or_group == EXECUTOR]
+            composed = _composed(f"+sweep={sweep}", [word for word in words if word not in executors], search)
         config = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         told = " ".join(str(error).split())[:300]
         raise UserError(f"the options do not fit together: {told}") from error
     config |= {"sweep_name": sweep, "plugins": [str(folder) for folder in search]}
     config["sweep"]["blocks"] = blocks_of(config["sweep"], catalogue, (sweep,))
+    chosen = read(executors[-1]).value() if executors else config[EXECUTOR]
+    config[EXECUTOR] = _executor(chosen, arguments.executor, catalogue)
     _check_values(config)
     return config, catalogue
+
+
+def _executor(name: object, given: dict[str, Any], catalogue: Catalogue) -> dict[str, dict]:
+    """The executor's option by its name, with the parameters that the user gave."""
+    accepted = catalogue.names(EXECUTOR)
+    if not isinstance(name, str) or name not in accepted:
+        raise unknown(EXECUTOR, name, accepted)
+    taken = catalogue.parameters(EXECUTOR, name)
+    for parameter, value in given.items():
+        if parameter not in taken:
+            raise untaken(EXECUTOR, parameter, [value], set(taken))
+    return {name: catalogue.option(EXECUTOR, name) | given}
 
 
 def _composed(sweep: str, settings: list[str], search: list[Path]) -> DictConfig:

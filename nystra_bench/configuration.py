@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nystra_bench.errors import UserError, unknown
+from nystra_bench.targets import check_target
 
 _HERE = Path(__file__).resolve().parent
 
@@ -116,12 +117,13 @@ def instantiate(config: Mapping) -> Any:
     The worker and the library are spared Hydra's import by it. Mistakes in values are the user's.
 
     Raises:
-        UserError: nothing is named, or a value is not what the callee accepts.
+        UserError: nothing is named, or what no option stands for, or a value is not what the callee accepts.
     """
     if not isinstance(config.get("_target_"), str):
         raise UserError(f"no _target_ (package.module.Name) is named beside {', '.join(config) or 'nothing'}")
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     callee = locate(config["_target_"])
+    check_target(config["_target_"], callee)
     try:
         _check_types(callee, arguments)
         return callee(**arguments)

@@ -98,7 +98,7 @@ def test_type_checkers_see_the_same_names():
     assert (ROOT / "nystra_bench" / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("name", ["analysis", "comparison", "options"])
+@pytest.mark.parametrize("name", ["acceleration", "analysis", "comparison", "options"])
 def test_the_examples_of_docstrings(name):
     found = doctest.testmod(importlib.import_module(f"nystra_bench.api.{name}"), extraglobs=PUBLIC)
     assert found.attempted and not found.failed

@@ -194,7 +194,7 @@ def mixed(tmp_path_factory) -> Outcome:
 
 
 def test_the_documentation_has_an_example_of_each_kind():
-    kinds = {"attention", "figure", "measure", "metric", "table", "task"}
+    kinds = {"attention", "executor", "figure", "measure", "metric", "table", "task"}
     assert {name.partition("/")[0] for name in GOOD if name.endswith(".yaml")} == kinds | {"model", "sweep"}
 
 

@@ -144,6 +144,10 @@ class Attention(nn.Module):
     permutation_equivariant: ClassVar[bool] = False
     """Whether the order of a window's tokens does not matter (without bias and mask)."""
 
+    linear_in_values: bool = True
+    """Whether ``forward`` is ``matrix`` times v. Where the values have a say in the weights, or bound the output, it is
+    not, and ``matrix`` is what is left without that."""
+
     exact_with_all_landmarks: ClassVar[bool] = False
     """Whether the method is exact where every token is a landmark and the kernel is well-conditioned."""
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -30,6 +31,21 @@ class Chosen:
 
     by_layer: dict[str, Attention] = field(default_factory=dict)
     record: dict = field(default_factory=dict)
+    flops: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Operations of each layer on these images: of what was chosen, and of exact attention."""
+
+
+class ByLayer(Attention):
+    """An attention of its own for each layer of one model, by the layers' names."""
+
+    def __init__(self, by_layer: Mapping[str, Attention]):
+        super().__init__()
+        self.by_layer = dict(by_layer)  # not modules of this one: it holds nothing of a layer
+
+    def at_layer(self, name: str) -> Attention:
+        if name not in self.by_layer:
+            raise ValueError(f"the layer {name} has no attention chosen for it")
+        return self.by_layer[name]
 
 
 class Recorder(Attention):
@@ -58,6 +74,7 @@ def choose(
     images: list[Tensor],
     candidates: Mapping[str, Attention],
     target_deviation: float,
+    pool: Callable[[list[float]], float] = fmean,
 ) -> Chosen:
     """Choose a candidate for each layer such that all layers together reach the target on these images.
 
@@ -72,6 +89,7 @@ def choose(
         images: its inputs, (1, C, height, width).
         candidates: methods by what they are called in the record.
         target_deviation: PSNR in dB between the outputs and those of exact attention, both clipped to 0..1.
+        pool: makes one of the images' mean squared errors: their mean, or ``max`` for the worst image.
 
     Raises:
         ValueError: there are no images.
@@ -90,7 +108,7 @@ def choose(
             errors = [
                 (restore(x).clamp(0, 1) - y).square().mean().item() for x, y in zip(images, references, strict=True)
             ]
-            return max(sum(errors) / len(errors), torch.finfo(torch.float32).tiny)
+            return max(pool(errors), torch.finfo(torch.float32).tiny)
 
         exact = FusedAttention()
         everywhere: dict[str, Attention] = dict.fromkeys(sites, exact)
@@ -117,6 +135,7 @@ def choose(
             "seconds": round(time.perf_counter() - started, 2),
             "layers": {name: option.label for name, option in state.items()},
         },
+        {name: (option.flops, recorders[name].operations(exact)) for name, option in state.items()},
     )
 
 

@@ -15,7 +15,10 @@ from nystra_bench.configuration import Catalogue, configs_folder, instantiate, l
 from nystra_bench.errors import UserError, unknown
 from nystra_bench.sweep.inspection import child_environment
 
-CHOICES = ("attention", "metric", "task", "model", "measure", "table", "figure", "sweep", "device", "download")
+CHOICES = (
+    *("attention", "metric", "task", "model", "measure", "table", "figure", "sweep"),
+    *("device", "executor", "download"),
+)
 """The folders with options; those of a choice have their tests in ``test_<choice>.py``."""
 
 SETTINGS = ("sweep", "device")

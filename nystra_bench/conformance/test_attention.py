@@ -91,6 +91,8 @@ def test_output_is_finite_for_large_logits(attention, window, qkv, dtype, larges
 
 
 def test_forward_is_the_matrix_times_v(attention, window, qkv):
+    if not attention.linear_in_values:
+        pytest.skip("its values have a say in the weights, or bound the output")
     q, k, v = qkv
     with torch.inference_mode():
         matrix, out = attention.matrix(q, k, window), attention(q, k, v, window)
@@ -173,7 +175,9 @@ def test_windows_need_not_be_square(attention, height, width):
     with torch.inference_mode():
         window = Window(height, width)
         matrix, out = attention.matrix(q, k, window), attention(q, k, v, window)
-    assert relative_error(out, matrix.double() @ v.double()) < 1e-4
+    assert out.isfinite().all() and matrix.isfinite().all()
+    if attention.linear_in_values:
+        assert relative_error(out, matrix.double() @ v.double()) < 1e-4
 
 
 def test_exact_methods_equal_the_float64_reference(attention, window, qkv):
@@ -212,12 +216,13 @@ def test_bias_and_mask_matter_exactly_where_the_method_says_so(attention, window
 def test_flops_are_those_that_torch_counts(attention, window, side, dim_v):
     """torch 2.13 has no count for the CPU's fused kernel and for products added in place; here they are counted.
 
-    A mask may cost a little more: a method may carry it as features.
+    A mask may cost a little more, since a method may carry it as features, or less, since one may attend each region as
+    a window of its own: here one window of three is cut in two.
     """
     counted = {masked: _counted_flops(attention, window, side, dim_v, masked) for masked in (False, True)}
     said = attention.flops(IMAGES * WINDOWS, HEADS, side * side, DIM, dim_v)
     assert said == counted[False]
-    assert said <= counted[True] <= 1.1 * said
+    assert 2 / 3 * said <= counted[True] <= 1.1 * said
 
 
 def _counted_flops(attention, window, side, dim_v, masked):

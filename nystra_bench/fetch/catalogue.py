@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -104,7 +105,7 @@ class Download:
     @property
     def remedy(self) -> str:
         """How to get it, as a clause."""
-        command = f"python -m nystra_bench.fetch {self.name}"
+        command = f"python -m nystra_bench.fetch {shlex.quote(self.name)}"
         return f"run {command}" if self.url else f"get it from {self.page} and run {command} --from PATH"
 
     @property

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from nystra_bench import baselines
+from nystra_bench.instruments.sources import COMPILED
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "hydra-core", "pandas", "nystra-bench")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "KMP_BLOCKTIME")
@@ -87,12 +88,12 @@ def source_digest(plugins: Iterable[str] = ()) -> str:
     Also where there is no git.
 
     Args:
-        plugins: folders; all Python files below them count.
+        plugins: folders; all sources below them count, in Python and in what it compiles.
     """
     outside = (path for path in map(Path, baselines.__path__) if not path.is_relative_to(ROOT))
     total = hashlib.sha256()
     for folder in (ROOT, *outside, *map(Path, plugins)):
-        for file in sorted(folder.rglob("*.py")):
+        for file in sorted(path for ending in (".py", *COMPILED) for path in folder.rglob(f"*{ending}")):
             total.update(f"{file.relative_to(folder.parent)}\n".encode() + file.read_bytes())
     return total.hexdigest()
 

@@ -14,6 +14,9 @@ from nystra_bench.errors import UserError
 TIMED = ("nystra_bench.attention", "nystra_bench.kernels", "nystra_bench.models", "nystra_bench.baselines")
 """The packages whose code runs within a forward pass."""
 
+COMPILED = (".cpp", ".h", ".cu")
+"""Endings of sources that a package compiles when it is used."""
+
 
 def sources_of(module: str, plugins: Iterable[str] = ()) -> dict[str, str]:
     """SHA-256 of the files of a module and of all that it imports, of ``TIMED`` and of the plug-ins, by module name.
@@ -30,9 +33,16 @@ def sources_of(module: str, plugins: Iterable[str] = ()) -> dict[str, str]:
         if name in found or file is None:
             continue
         if name == module or name.startswith(TIMED) or _inside(file, folders):
-            found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            found[name] = hashlib.sha256(_content(file)).hexdigest()
             waiting += _imported(name, file)
     return found
+
+
+def _content(file: Path) -> bytes:
+    """A file; that of a package with the sources in other languages below its folder, which its modules compile."""
+    others = sorted(file.parent.rglob("*")) if file.name == "__init__.py" else []
+    parts = [file, *(other for other in others if other.suffix in COMPILED)]
+    return b"".join(part.read_bytes() for part in parts)
 
 
 def _inside(file: Path, folders: tuple[str, ...]) -> bool:

@@ -95,6 +95,9 @@ class Measurement:
     trained: ClassVar[bool] = True
     """Whether it needs trained weights: False where random ones give the same numbers, as costs are."""
 
+    tolerance: ClassVar[float] = 1e-3
+    """The relative difference within which a cell that is measured again agrees; costs have a larger one."""
+
     place: ClassVar[int] = 100
     """Within a session measurements run by rising place: timings first, while the process is fresh."""
 
@@ -156,6 +159,10 @@ class Measurement:
     def rows(self, value: Mapping, cell: Mapping) -> list[dict]:
         """The long form, for figures and tables of its own: one record an image, layer, head, size, …"""
         return []
+
+    def compared(self, value: Mapping, cell: Mapping) -> dict[str, Any]:
+        """What a cell that is measured again is held to: by default all scalars."""
+        return self.scalars(value, cell)
 
     def details(self, value: Mapping, cell: Mapping) -> dict[str, Any]:
         """What figures want to know of a row and no table shows."""

@@ -49,6 +49,7 @@ class Latency(Measurement):
     needs = AXES
     trained = False
     quiet = True
+    tolerance = 0.1
     place = 10
     columns = (
         Column("latency_ms", "latency, ms (IQR)", "Median of one forward pass over interleaved rounds, and in "
@@ -89,6 +90,9 @@ class Latency(Measurement):
         if others.get(FLOOR):
             record["floor_ms"] = float(np.median(others[FLOOR]))
         return record
+
+    def compared(self, value: Mapping, cell: Mapping) -> dict[str, Any]:
+        return {name: found for name, found in self.scalars(value, cell).items() if name in ("latency_ms", *RATIOS)}
 
     def rows(self, value: Mapping, cell: Mapping) -> list[dict]:
         """Each sample: ``entry`` is ``own``, or the companion that it belongs to."""

@@ -17,6 +17,7 @@ class Memory(Measurement):
 
     needs = AXES
     trained = False
+    tolerance = 0.05
     place = 20
     columns = (
         Column("peak_memory_mb", "peak memory (MB)", "Peak memory of one forward pass; MB are 10^6 bytes.", 0),

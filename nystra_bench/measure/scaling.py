@@ -51,6 +51,7 @@ class Scaling(Measurement):
 
     needs = ("attention", "device", "dtype")
     quiet = True
+    tolerance = 0.1
     place = 15
     columns = (
         Column("time_exponent", "time ∝ N^b", _FITTED.format("The time of a call"), 2),
@@ -172,6 +173,9 @@ class Scaling(Measurement):
             found |= {"largest_tokens": measured[-1]["tokens"], "largest_ms": measured[-1]["median_ms"]}
         end = next((size for size in value["sizes"] if size["kind"] not in (None, "refused")), None)
         return found | ({"curve_end": f"N = {end['tokens']}: {end['reason']}"} if end else {})
+
+    def compared(self, value: Mapping, cell: Mapping) -> dict[str, Any]:
+        return {name: found for name, found in self.scalars(value, cell).items() if name.endswith("_exponent")}
 
     def rows(self, value: Mapping, cell: Mapping) -> list[dict]:
         """One record a size; ``ms_low`` and ``ms_high`` are the interval of the median, ``kind`` why it did not run."""

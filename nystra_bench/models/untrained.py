@@ -16,6 +16,7 @@ from torch import nn
 from nystra_bench.configuration import locate
 from nystra_bench.errors import UserError
 from nystra_bench.sweep.cell import canonical_json
+from nystra_bench.targets import is_model
 
 RANDOM = "random"
 """What ``weights`` says in the configuration of such a model."""
@@ -37,6 +38,8 @@ def load_untrained(architecture: str, shape: Mapping[str, object], seed: int = 0
     """
     if weights != RANDOM:
         raise UserError(f"model.weights={weights} does not fit: accepted is {RANDOM}, or another model=")
+    if not is_model(locate(architecture)):
+        raise UserError(f"model.architecture={architecture} is no class of PyTorch modules: accepted is one of a model")
     made_from = canonical_json({"architecture": architecture, "shape": shape, "seed": seed, "weights": weights})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -58,7 +58,8 @@ _KNOWN = [
     Column("settings", "settings", "Parameters of the attention, beyond landmarks and iterations, that differ here."),
     Column("device", "device", "Where it was measured."),
     Column("dtype", "dtype", "Precision of the computation."),
-    Column("kernel", "kernel", "Which of PyTorch's kernels computed the attention, where it has the choice."),
+    Column("kernel", "kernel", "Which kernel computed the attention, where there is a choice: one of PyTorch's, "
+           "fused (ours) or eager (separate operations; in brackets why)."),
     Column("measure_parameters", "measured", "Parameters of the measurements that have any."),
     Column("psnr_lost", "PSNR lost (dB)", "PSNR on RGB of exact attention in the same model, window and bias mode, "
            "less the method's; below 0 the method is better.", 2),

@@ -63,15 +63,24 @@ class Cell:
     def describe(self) -> str:
         """One line for people: what is measured, where; only of what decides it."""
         c = self.content
-        words = [f"{_called(c['measure']):8}"]
+        words = [f"{_called(c['measure']):8}", *self._setting()]
+        if "attention" in c:
+            words.append(_called(c["attention"]))
+        return " ".join([*words, c["device"], c["dtype"]])
+
+    def describe_session(self) -> str:
+        """What the cells share that are measured in one session with this one."""
+        return " ".join([*self._setting(), self.content["device"], self.content["dtype"]])
+
+    def _setting(self) -> list[str]:
+        """Model, window, bias and task, in words."""
+        c, words = self.content, []
         if "model" in c:
             words.append(c["model"]["name"])
         words += [f"{name}={c[key]}" for name, key in (("window", "window"), ("bias", "position_bias")) if key in c]
         if "task" in c:
             words.append(f"{c['task']['name']} {assignments(c['task']['params'], without='seed')}".rstrip())
-        if "attention" in c:
-            words.append(_called(c["attention"]))
-        return " ".join([*words, c["device"], c["dtype"]])
+        return words
 
 
 def _called(option: Mapping) -> str:

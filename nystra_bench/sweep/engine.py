@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -15,14 +14,13 @@ from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError, unknown
 from nystra_bench.measure.base import check_columns
 from nystra_bench.sweep.cell import SCHEMA
+from nystra_bench.sweep.executors.base import LOG, SessionJob, executor
 from nystra_bench.sweep.files import unwritable
 from nystra_bench.sweep.grid import Combination, Option, Overrides, expand, listed
-from nystra_bench.sweep.inspection import look
-from nystra_bench.sweep.locks import device_lock
 from nystra_bench.sweep.plan import Planned, Run, plan, request_of
 from nystra_bench.sweep.planfile import read_cells
 from nystra_bench.sweep.progress import Progress
-from nystra_bench.sweep.session import SessionRun, group
+from nystra_bench.sweep.session import group
 from nystra_bench.sweep.store import FAILURES, MEASURED, Store, write_atomically
 from nystra_bench.text import printable
 from nystra_bench.words import IDENTITY, LAST, OUTCOME, REFERENCES
@@ -57,6 +55,8 @@ class Engine:
             raise UserError(f"metrics=[] holds no metric: accepted are all, {', '.join(catalogue.names('metric'))}")
         self.notes: list[str] = []  # what the plan says of the images
         self.tiling = config["tile"] and {"tile": config["tile"], "overlap": config["tile_overlap"]}
+        ((self.executor_name, option),) = config["executor"].items()
+        self.executor = executor(self.executor_name, option)
         self.plugins = {f"{k}s": catalogue.choose(f"{k}s", k, config[f"{k}s"]) for k in ("table", "figure")}
 
     # ----------------------------------------------------------------- the three modes
@@ -66,13 +66,13 @@ class Engine:
         planned = self.plan()
         self._check_writable()
         with self.store.lock():
-            self._start_log()
+            self.start_log()
             self._say_what_is_replaced(planned)
-            self._write_cells(planned)
+            self.write_cells(planned)
             statuses = [self.status(p)[0] for p in planned]
             missing = self.missing(planned, statuses)
             print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure{self._takes(missing)}", flush=True)
-            self._measure(missing)
+            self.measure(missing)
         return self._report()
 
     def show_plan(self) -> int:
@@ -84,6 +84,9 @@ class Engine:
             print(f"{status:9} {p.cell.describe()}{f'  ({reason})' if reason else ''}")
         statuses = [status for status, _ in known]
         missing = self.missing(planned, statuses)
+        results = filter(None, (self.store.result(p.cell.key) for p in planned))
+        for line in self.executor.plan(self.jobs(missing), results):
+            print(line)
         print(f"{self.name}: {_summary(statuses)}; {len(missing)} to measure{self._takes(missing)}")
         return 0
 
@@ -100,10 +103,10 @@ class Engine:
         asked = self.overrides.axes or self.overrides.parameters
         planned = self.plan() if asked or not self.cells_file.is_file() else None
         self._check_writable()
-        self._start_log()
+        self.start_log()
         if planned is not None:
             self._say_what_is_replaced(planned)
-            self._write_cells(planned)
+            self.write_cells(planned)
         return self._report()
 
     # ----------------------------------------------------------------- planning
@@ -113,7 +116,9 @@ class Engine:
         self._check_columns(combinations)
         plugins, tf32 = tuple(self.config["plugins"]), self.config["tf32"]
         run = Run(self.metrics, self.references, self.config["timing"], plugins, self.tiling, tf32)
-        facts = look(request_of(combinations, run))
+        if reason := self.executor.available():
+            raise UserError(f"executor={self.executor_name} cannot be used: {reason}")
+        facts = self.executor.look(request_of(combinations, run), self.folder)
         self.notes = list(dict.fromkeys(note for task in facts["tasks"].values() for note in task["notes"]))
         for note in self.notes:
             print(f"nystra_bench: {note}", file=sys.stderr)
@@ -164,7 +169,7 @@ class Engine:
                 file=sys.stderr,
             )
 
-    def _write_cells(self, planned: list[Planned]) -> None:
+    def write_cells(self, planned: list[Planned]) -> None:
         cells = [
             {"key": p.cell.key, "cell": p.cell.content, "uses": p.uses, "parts": p.parts}
             | {"status": p.status, "reason": p.reason}
@@ -175,35 +180,41 @@ class Engine:
 
     # ----------------------------------------------------------------- measuring
 
-    def _measure(self, missing: list[Planned]) -> None:
+    def measure(self, missing: list[Planned]) -> None:
+        """Measure these cells; each has a result or a failure in the store afterwards."""
         if not missing:
             return
+        progress = Progress({p.cell.key: p.cell.describe() for p in missing})
+        self.executor.run(self.jobs(missing), self.folder, progress)
+        progress.close()
+
+    def jobs(self, missing: list[Planned]) -> list[SessionJob]:
+        """The sessions that measure these cells, as executors take them."""
         common = {
             "store": str(self.store.folder),
             "sys_path": self.config["plugins"],
             "metrics": self.metrics,
             "references": {role: option.config for role, option in self.references.items()},
+            "reference_names": {role: option.name for role, option in self.references.items()},
             "timing": self.config["timing"],
             "tiling": self.tiling,
             "seed": self.config["seed"],
             "tf32": self.config["tf32"],
         }
-        progress = Progress({p.cell.key: p.cell.describe() for p in missing})
-        runner = SessionRun(self.store, common, self.config["timeout_s"], self.log_file, progress)
-        devices = {p.combination.device.config["_type_"] for p in missing}
-        timed = {p.combination.device.config["_type_"] for p in missing if p.combination.measurement.quiet}
-        with ExitStack() as locks:
-            for device in sorted(devices):
-                locks.enter_context(device_lock(device, quiet=device in timed))
-            for session in group(missing):
-                runner.run(session)
-        progress.close()
+        return [
+            SessionJob(
+                session.request(common),
+                timeout_s=self.config["timeout_s"],
+                quiet=any(p.combination.measurement.quiet for p in session.planned),
+            )
+            for session in group(missing)
+        ]
 
     @property
     def log_file(self) -> Path:
-        return self.folder / "nystra_bench.log"
+        return self.folder / LOG
 
-    def _start_log(self) -> None:
+    def start_log(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.log_file, encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -193,10 +193,11 @@ def _check_parameters(blocks: list[Mapping], overrides: Overrides, catalogue: Ca
                 taken |= {parameter for n in names for parameter in catalogue.parameters(axis, n)}
         for parameter, values in given.items():
             if parameter not in taken:
-                raise _untaken(axis, parameter, values, taken)
+                raise untaken(axis, parameter, values, taken)
 
 
-def _untaken(axis: str, parameter: str, values: list, taken: set[str]) -> UserError:
+def untaken(axis: str, parameter: str, values: list, taken: set[str]) -> UserError:
+    """The error for a parameter that no chosen option of an axis takes; ``taken`` are those that are."""
     hint = did_you_mean(parameter, taken, prefix=f"{axis}.")
     accepted = ", ".join(f"{axis}.{name}" for name in sorted(taken)) or "none"
     shown = ",".join(map(str, values))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -36,7 +37,7 @@ def results_lock(store: Path) -> Iterator[None]:
 
 
 @contextmanager
-def device_lock(device: str, quiet: bool) -> Iterator[None]:
+def device_lock(device: str, quiet: bool, wait: bool = False) -> Iterator[None]:
     """Keep timings of a device of this machine undisturbed by other runs, whatever their results folders.
 
     A run that times holds all of the device's places, one that only computes holds one of them: so runs that compute
@@ -46,28 +47,51 @@ def device_lock(device: str, quiet: bool) -> Iterator[None]:
     Args:
         device: the device's kind, ``cpu`` or ``cuda``.
         quiet: whether nothing else may run on the device.
+        wait: whether to wait for other runs to end, as jobs of a cluster do whose machine was chosen for them.
 
     Raises:
-        UserError: other runs hold what is needed, or the folder cannot be written.
+        UserError: other runs hold what is needed and are not waited for, or the folder cannot be written.
     """
-    folder, held = _locks_folder(), 0
+    folder = _locks_folder()
     busy = f"device={device} is in use by another run, and {_WHY[quiet]}"
+
+    def held(place: int) -> AbstractContextManager:
+        file = folder / f"nystra_bench-{device}-{place}.lock"
+        # Who needs all places keeps those that it has, and has the others as they become free.
+        return _held(file, f"{LOCKS}={folder}", busy, "wait for its end", wait and quiet)
+
     with ExitStack() as stack:
-        for place in range(PLACES):
-            file = folder / f"nystra_bench-{device}-{place}.lock"
-            try:
-                stack.enter_context(_held(file, f"{LOCKS}={folder}", busy, "wait for its end"))
-                held += 1
-            except Busy:
-                if quiet or place == PLACES - 1:
-                    raise
-            if held and not quiet:
-                break
+        if quiet:
+            for place in range(PLACES):
+                stack.enter_context(held(place))
+        else:
+            stack.enter_context(_any_of(held, wait))
         yield
+
+
+def _any_of(held: Callable[[int], AbstractContextManager], wait: bool) -> ExitStack:
+    """Hold one of a device's places.
+
+    Raises:
+        Busy: none is free, and none is waited for.
+    """
+    while True:
+        for place in range(PLACES):
+            stack = ExitStack()
+            try:
+                stack.enter_context(held(place))
+                return stack
+            except Busy:
+                if place == PLACES - 1 and not wait:
+                    raise
+        time.sleep(LOOK_AGAIN_S)
 
 
 PLACES = 8
 """So many runs that do not time may share a device."""
+
+LOOK_AGAIN_S = 1.0
+"""How often a lock that is waited for is tried; more often would disturb what is timed."""
 
 _WHY = {True: "timings need it to themselves", False: "it is being timed"}
 
@@ -92,18 +116,19 @@ def _locks_folder() -> Path:
 
 
 @contextmanager
-def _held(file: Path, place: str, busy: str, accepted: str) -> Iterator[None]:
+def _held(file: Path, place: str, busy: str, accepted: str, wait: bool = False) -> Iterator[None]:
     """Hold a lock.
 
     Args:
         place: what errors call its folder.
         busy, accepted: what they say where another process holds it.
+        wait: whether to wait for that one instead.
     """
     lock = FileLock(file, mode=SHARED_FILE)
     holder = file.with_name(f"{file.name}.holder")  # not in the lock's file: older filelocks empty the one they try
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0, poll_interval=LOOK_AGAIN_S)
         write_atomically(holder, str(os.getpid()))
     except Timeout as error:
         raise Busy(f"{busy} ({_named(holder)}): accepted is to {accepted}") from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nystra_bench.errors import UserError
-from nystra_bench.sweep.cell import SCHEMA
 from nystra_bench.sweep.files import Damaged, read_object
+from nystra_bench.sweep.migrations import known_schema, migrated
 from nystra_bench.sweep.store import check_identity
 from nystra_bench.text import printable
 
@@ -22,19 +22,18 @@ def read_cells(path: Path) -> list[dict]:
     """
     try:
         plan = read_object(path)
-        if plan.get("schema") != SCHEMA:
-            raise Damaged(f"schema {plan.get('schema')!r:.40}, where {SCHEMA} is read")
+        schema = known_schema(plan)
         cells = plan.get("cells")
         if not isinstance(cells, list):
             raise Damaged("no list of cells")
         for number, planned in enumerate(cells):
             _check(planned, f"cells[{number}]")
+        return [migrated(planned, schema) for planned in cells]
     except Damaged as damage:
         raise UserError(
             f"{printable(str(path))} cannot be read as the plan of a sweep ({damage}): plan the sweep again, by the "
             "same command without mode=report"
         ) from damage
-    return cells
 
 
 def _check(planned: object, name: str) -> None:

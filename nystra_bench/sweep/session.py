@@ -54,6 +54,7 @@ class Session:
         c = first.combination
         return {
             **common,
+            "model_name": c.model.name if c.model else None,
             "model": _config(c.model),
             "task": _config(c.task),
             "window": first.window,
@@ -94,40 +95,49 @@ class SessionRun:
     """Runs a session in worker processes: one, and another for the cells that a dying one leaves.
 
     Args:
-        common: what all sessions share (see ``worker.Worker``).
         timeout_s: seconds for which a worker may say nothing, besides the timings of which it tells how long they take.
         on_event: is told each event, for the progress display; while a timing runs there are none.
+        apart: whether signals to this process's group, as clusters send them before they end a job, do not reach the
+            workers: they would be taken for the workers' own ends. They end with this process in any case.
     """
 
-    def __init__(self, store: Store, common: dict, timeout_s: float, log_file: Path, on_event: Callable[[dict], None]):
-        self.store, self.common, self.timeout_s, self.log_file = store, common, timeout_s, log_file
-        self.on_event = on_event
+    def __init__(
+        self,
+        store: Store,
+        timeout_s: float,
+        log_file: Path,
+        on_event: Callable[[dict], None],
+        apart: bool = False,
+    ):
+        self.store, self.timeout_s, self.log_file = store, timeout_s, log_file
+        self.on_event, self.apart = on_event, apart
 
-    def run(self, session: Session) -> None:
-        """Measure the cells, or have a failure of each.
+    def run(self, request: dict) -> None:
+        """Measure the cells of a request (``Session.request``), or have a failure of each.
 
         A worker's end is put down to the cells that it was at, and another one goes on with the rest. One that dies
         before it is at any has another try; where that one dies, too, no cell can be measured.
         """
-        left = {p.cell.key: p for p in session.planned}
+        left = {Cell(entry["cell"]).key: entry for entry in request["cells"]}
         tried_again = False
         while left:
             before = len(left)
-            ended, current = self._one_worker(Session(list(left.values())), left)
+            ended, current = self._one_worker(request | {"cells": list(left.values())}, left)
             moved = current or len(left) < before
             blamed = current
             if not moved and (tried_again or ended.status == "timeout"):
                 blamed = list(left)
             tried_again = not moved
             for key in blamed:
-                self._fail(left.pop(key).cell, ended)
+                self.fail(Cell(left.pop(key)["cell"]), ended)
 
-    def _fail(self, cell: Cell, ended: End) -> None:
+    def fail(self, cell: Cell, ended: End) -> None:
+        """Put an end that is no error of the cell's own down to it."""
         log.error("%s: %s: %s", cell.describe(), ended.status, ended.reason)
         self.store.fail(cell, ended.status, ended.reason)
         self.on_event({"event": "failed", "key": cell.key, "status": ended.status, "reason": ended.reason})
 
-    def _one_worker(self, session: Session, left: dict[str, Planned]) -> tuple[End, list[str]]:
+    def _one_worker(self, request: dict, left: dict[str, dict]) -> tuple[End, list[str]]:
         """Run a worker to its end; takes what it has done out of ``left``.
 
         Returns:
@@ -135,13 +145,15 @@ class SessionRun:
         """
         current: list[str] = []
         with self.store.scratch() as folder, self.log_file.open("ab") as errors:
-            request = folder / "session.json"
-            request.write_text(json.dumps(session.request(self.common)))
-            command = [sys.executable, "-m", "nystra_bench.sweep.worker", str(request)]
+            told = folder / "session.json"
+            told.write_text(json.dumps(request))
+            command = [sys.executable, "-m", "nystra_bench.sweep.worker", str(told)]
             # The worker ends itself when its standard input closes: also when this process is killed.
             environment = {**KEEP_MEMORY, **child_environment()}
             pipe = subprocess.PIPE
-            with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=environment) as worker:
+            with subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=errors, env=environment, start_new_session=self.apart
+            ) as worker:
                 try:
                     for event in events(worker, self.timeout_s):
                         if event["event"] == "start":
@@ -175,7 +187,7 @@ def events(worker: subprocess.Popen, timeout_s: float) -> Iterator[dict]:
             ended = worker.poll() is not None
             chunk = _read(worker, selector)
             *lines, buffer = (buffer + chunk).split(b"\n")
-            for event in filter(None, map(_event, lines)):
+            for event in filter(None, map(event_of, lines)):
                 patience = timeout_s + event.get("silent_s", 0)
                 yield event
             if ended:
@@ -188,7 +200,7 @@ def events(worker: subprocess.Popen, timeout_s: float) -> Iterator[dict]:
             selector.select(min(remaining, longest_wait))
 
 
-def _event(line: bytes) -> dict | None:
+def event_of(line: bytes) -> dict | None:
     """The event that a line tells; None where it is none, but the output of a process that the worker has forked."""
     try:
         found = json.loads(line)

@@ -27,6 +27,7 @@ from nystra_bench.sweep.files import (
 )
 from nystra_bench.sweep.journal import Journal
 from nystra_bench.sweep.locks import results_lock
+from nystra_bench.sweep.migrations import known_schema, migrated
 from nystra_bench.text import printable
 
 log = logging.getLogger("nystra_bench")
@@ -89,9 +90,9 @@ class Store:
         path = self.folder / key / name
         try:
             found = read_object(path)
-            if found.get("schema") != SCHEMA:
-                raise Damaged(f"schema {found.get('schema')!r:.40}, where {SCHEMA} is read")
+            schema = known_schema(found)
             check_identity(found, key)
+            found = migrated(found, schema)
             if found.get("status") not in statuses:
                 raise Damaged(f"status {found.get('status')!r:.40}")
             if not isinstance(found.setdefault("reason", None), str | None):

@@ -19,7 +19,7 @@ from nystra_bench.attention.base import Attention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.configuration import instantiate
 from nystra_bench.errors import UserError
-from nystra_bench.instruments.environment import environment
+from nystra_bench.instruments.environment import environment, hardware
 from nystra_bench.instruments.memory_guard import MemoryGuard
 from nystra_bench.instruments.threads import thread_count
 from nystra_bench.measure.base import Measured, measurement
@@ -36,6 +36,12 @@ PARENT_DRAWS_S = 0.02
 """Seconds that the parent is given to draw its progress, so that it does not draw while a timing runs."""
 
 
+RECIPE = (
+    *("sys_path", "model_name", "model", "task", "window", "position_bias", "device"),
+    *("references", "reference_names", "timing", "tiling", "seed", "tf32"),
+)
+"""What of a session's request a cell is repeated by, besides its own entries."""
+
 ABSENT: Any = None
 """A task, model or attention that no measurement of the session needs; one that does need it has it."""
 
@@ -49,6 +55,7 @@ class Job:
 
     Attributes:
         measurement: what measures it.
+        measure: the measurement's configuration.
         attention: its attention; None where the measurement needs none.
         config: the attention's configuration.
         parts: what its value is put together from (``Measurement.parts``).
@@ -58,7 +65,7 @@ class Job:
     def __init__(self, cell: str, measure: dict, attention: dict | None, parts: dict):
         self.cell = Cell(cell)
         self.measurement = measurement(self.cell.measure, measure)
-        self.config, self.parts = attention, parts
+        self.measure, self.config, self.parts = measure, attention, parts
         self.attention: Attention = ABSENT if attention is None else instantiate(attention)
         self.calibration: dict | None = None
 
@@ -197,6 +204,17 @@ class Workbench:
         record = calibrate(self.model, attention, images, lambda image: self.forward(self.model, image))
         return record | {"images": [sample.id for sample in samples], "measured_too": measured}
 
+    def belongs(self, job: Job) -> bool:
+        """Whether a cell is of this machine, where its numbers are of one; it fails where it is not."""
+        own = {"hardware": hardware(self.device), "threads": thread_count(self.request["device"]["threads"])}
+        own |= {"torch": torch.__version__}
+        for name, said in job.cell.content.get("settings", {}).items():
+            if name in own and said != own[name]:
+                known = f"planned for {name}={said}, it came to a machine of {own[name]}"
+                self.fail(job, UserError(f"{known}: accepted are machines that are alike (docs/CLUSTERS.md)"))
+                return False
+        return True
+
     # ----------------------------------------------------------------- cell by cell
 
     def each(self, jobs: list[Job], measure: Callable[[Workbench, Job], dict | Measured]) -> None:
@@ -247,10 +265,17 @@ class Workbench:
             seconds=round(time.perf_counter() - started, 3),
             session=self.id,
             attention=about,
+            recipe=self._recipe(job),
             environment=self._environment(),
         )
         self.settled.add(job.cell.key)
         self.tell({"event": "done", "key": job.cell.key, "status": found.status, "reason": found.reason})
+
+    def _recipe(self, job: Job) -> dict:
+        """The configurations that the cell was measured by: what ``python -m nystra_bench.replay`` repeats it from."""
+        metrics = {name: config for name, config in self.request["metrics"].items() if name in job.parts}
+        own = {"measure": job.measure, "attention": job.config, "metrics": metrics}
+        return {name: self.request.get(name) for name in RECIPE} | own
 
     def _environment(self) -> dict:
         model = self.request["model"]

@@ -32,7 +32,7 @@ class Worker:
                 self.bench.fail(job, error)
             return
         kinds: dict[str, list[Job]] = {}
-        for job in self.bench.calibrate(self.jobs):
+        for job in self.bench.calibrate([job for job in self.jobs if self.bench.belongs(job)]):
             kinds.setdefault(canonical_json(job.cell.content["measure"]), []).append(job)
         for of_kind in sorted(kinds.values(), key=lambda of_kind: of_kind[0].measurement.place):
             try:

@@ -16,15 +16,23 @@ from nystra_bench.models.windows import shift_regions
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "attention").glob("*.yaml"))
 KEEPS = {
+    "avggt",
     "clustered_attention",
     "exact",
+    "fna",
     "folded",
     "improved_clustered_attention",
+    "nystra_fused",
     "nystra_plus",
+    "nystra_plus_fused",
+    "nystra_plus_v5",
     "performer",
+    "pisa",
     "rfa",
     "sdpa",
     "skyformer",
+    "thinformer",
+    "wildcat",
 }
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from nystra_bench.cli import main
 from nystra_bench.models.swinir import SwinIR, SwinIRSpec
-from nystra_bench.sweep import engine, inspection
+from nystra_bench.sweep import inspection
 
 QUICK = ["timing.rounds=3", "timing.min_rounds=1", "timing.budget_s=5", "timing.warmup_s=0", "timing.min_sample_ms=0"]
 
@@ -173,4 +173,4 @@ def looked_at_here(monkeypatch) -> None:
     def look(request: dict) -> dict:
         return json.loads(json.dumps(inspection.answer(json.loads(json.dumps(request)))))
 
-    monkeypatch.setattr(engine, "look", look)
+    monkeypatch.setattr(inspection, "look", look)

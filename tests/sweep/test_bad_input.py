@@ -267,6 +267,9 @@ def test_an_attention_that_cannot_be_made(refused, tmp_path, tiny_weights, text,
     assert part in refused(*words, "attention=mine", sweep="+sweep=denoise")
 
 
+MINE = "from nystra_bench.metrics.base import Metric\nclass Mine(Metric):\n"
+
+
 @pytest.mark.parametrize(
     ("code", "parts"),
     [
@@ -274,8 +277,9 @@ def test_an_attention_that_cannot_be_made(refused, tmp_path, tiny_weights, text,
         ("raise RuntimeError('boom')", ["_target_=mine.Mine", "RuntimeError: boom"]),
         ("raise SystemExit(0)", ["_target_=mine.Mine", "SystemExit"]),
         ("import nowhere_at_all", ["_target_=mine.Mine", "nowhere_at_all"]),
-        ("class Mine:\n    def __init__(self): {}['x']", ["_target_=mine.Mine", "KeyError: 'x'", "mine.py, line 2"]),
-        ("class Mine:\n    def __init__(self): open('/nowhere')", ["_target_=mine.Mine", "FileNotFoundError"]),
+        (f"{MINE}    def __init__(self): {{}}['x']", ["_target_=mine.Mine", "KeyError: 'x'", "mine.py, line 3"]),
+        (f"{MINE}    def __init__(self): open('/nowhere')", ["_target_=mine.Mine", "FileNotFoundError"]),
+        ("from os import system as Mine", ["_target_=mine.Mine", "nothing that an option may stand for"]),
     ],
 )
 @pytest.mark.parametrize(("choice", "word"), [("attention", "attention=mine"), ("metric", "metrics=mine")])

@@ -145,7 +145,7 @@ BAD = {
     "axis": ({"growing.py": MEASUREMENT.replace('"dtype")', '"dtype", "weather")')}, ["weather", "window_size"]),
     "model": ({"growing.py": MEASUREMENT.replace('"dtype")', '"dtype", "window_size")')}, ["window_size", "model"]),
     "column": ({"growing.py": MEASUREMENT.replace('Column("tokens_per_ms"', 'Column("status"')}, ["status"]),
-    "class": ({"measure/growth.yaml": "_target_: pathlib.Path\n"}, ["measure=growth", "Measurement"]),
+    "class": ({"measure/growth.yaml": "_target_: pathlib.Path\n"}, ["_target_=pathlib.Path", "Measurement"]),
     "entry": ({"measure/growth.yaml": "_target_: growing.Growth\nside: 3\n"}, ["Growth", "side"]),
 }
 

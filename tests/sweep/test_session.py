@@ -58,7 +58,7 @@ NAMES = {c.key: name for name, c in CELLS.items()}
 
 
 def session():
-    config = SimpleNamespace(config={})
+    config = SimpleNamespace(name="toy", config={})
     options = dict.fromkeys(("model", "task", "device", "attention", "measure"), config)
     combination = SimpleNamespace(**options, position_bias="native", dtype="float32")
     return Session([SimpleNamespace(cell=c, combination=combination, window=8, parts={}) for c in CELLS.values()])
@@ -77,7 +77,7 @@ def outcome(tmp_path, monkeypatch):
         told = []
         store = Store(tmp_path / "results" / "store")
         store.folder.mkdir(parents=True)
-        SessionRun(store, {}, timeout_s, tmp_path / "log", told.append).run(session())
+        SessionRun(store, timeout_s, tmp_path / "log", told.append).run(session().request({}))
         ended = {NAMES[e["key"]]: e["status"] for e in told if e["event"] in ("done", "failed")}
         reasons = {name: store.status(c.key)[1] for name, c in CELLS.items() if store.failure(c.key)}
         assert not list(store.folder.glob(".new-*"))

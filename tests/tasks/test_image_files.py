@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -165,6 +166,19 @@ def test_whatever_pillow_stumbles_over_makes_a_file_broken(tmp_path, monkeypatch
     with pytest.raises(UserError, match="a.tif cannot be read as an image .*: mend or remove it"):
         image_size(file)
     assert frames(file) == 1
+
+
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_a_file_of_a_few_bytes_that_says_to_be_huge_is_refused_before_it_is_decoded(tmp_path, monkeypatch, read):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(1 << 20))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(UserError, match=r"bomb.png cannot be read as an image \(Image size \(900000000 pixels\)"):
+        read(tmp_path / "bomb.png")
 
 
 # --------------------------------------------------------------------------- what is left out

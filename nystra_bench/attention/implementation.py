@@ -1,0 +1,102 @@
+"""Which form of a method runs, the eager one or the fused one, and why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from nystra_bench import kernels
+from nystra_bench.attention.base import Window
+from nystra_bench.errors import UserError
+
+logger = logging.getLogger("nystra_bench")
+
+IMPLEMENTATIONS = ("auto", "eager", "fused")
+
+DEFAULT = "auto"
+"""Of the methods whose names say that they are fused."""
+
+INSTEAD = "accepted here are implementation=auto and eager"
+
+
+class Implementation:
+    """The choice between a method's eager form and its kernel, which computes float32 on the CPU, without gradients.
+
+    ``auto`` takes the kernel where it can, ``fused`` nothing else; what ran last is told by :meth:`about`.
+
+    Args:
+        asked: one of ``IMPLEMENTATIONS``.
+        kernel: name of the operator.
+        flops: its floating point operations, see ``kernels.operator``.
+        unserved: why the kernel does not have the method's parameters, as one clause; None where it does.
+
+    Raises:
+        ValueError: ``asked`` is unknown, or ``fused`` for parameters that the kernel does not have.
+        UserError: ``fused`` where there can be no kernels.
+    """
+
+    def __init__(self, asked: str, kernel: str, flops: Callable[..., int], unserved: str | None = None):
+        if asked not in IMPLEMENTATIONS:
+            raise ValueError(f"implementation={asked} is unknown: accepted are {', '.join(IMPLEMENTATIONS)}")
+        if asked == "fused" and unserved:
+            raise ValueError(f"implementation=fused does not fit, since {unserved}: {INSTEAD}")
+        if asked == "fused" and (reason := kernels.refusal()):
+            raise _unavailable(reason)
+        self._asked, self._kernel, self._flops, self._unserved = asked, kernel, flops, unserved
+        self._ran: str | None = None
+
+    def operator(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Callable[..., Tensor] | None:
+        """The kernel for these tensors; None where the eager form is to run.
+
+        The kernels are built at the first call, where they are not yet; the window's cache counts the seconds.
+
+        Raises:
+            UserError: ``fused`` was asked for, and cannot be.
+        """
+        if self._asked == "eager":
+            self._ran = "eager"
+            return None
+        reason = self._unserved or _refused(q, k, v)
+        if reason is None:
+            reason = window.cache.once("kernels", kernels.unusable)
+            if reason and self._asked == "fused":
+                raise _unavailable(reason)
+            if reason:
+                _tell(reason)
+        elif self._asked == "fused":
+            raise UserError(f"implementation=fused does not fit, since {reason}: {INSTEAD}")
+        self._ran = f"eager ({reason})" if reason else "fused"
+        return None if reason else kernels.operator(self._kernel, self._flops)
+
+    def about(self) -> dict[str, str]:
+        """``kernel``: what ran last, ``fused`` or ``eager``, the latter with the reason where it was not asked for."""
+        return {"kernel": self._ran} if self._ran else {}
+
+
+def rows_together(*tensors: Tensor) -> list[Tensor]:
+    """The tensors (…, d) as kernels read them: any strides, but rows of d numbers side by side."""
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+
+
+def _refused(*tensors: Tensor) -> str | None:
+    """Why tensors are not the kernels', as one clause; None where they are."""
+    for x in tensors:
+        if x.device.type != "cpu" or x.dtype != torch.float32:
+            return f"{str(x.dtype).removeprefix('torch.')} on {x.device.type} is not float32 on cpu"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "gradients are recorded"
+    return None
+
+
+def _unavailable(reason: str) -> UserError:
+    return UserError(f"implementation=fused cannot run, since {reason}: {INSTEAD}")
+
+
+@cache
+def _tell(reason: str) -> None:
+    """Once a process."""
+    logger.warning("the fused kernels cannot be used, since %s: the eager forms run", reason)

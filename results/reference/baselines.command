@@ -1,0 +1,2 @@
+# The run of baselines.csv, for python -m nystra_bench.verify
++sweep=baselines task.limit=5
