@@ -139,8 +139,9 @@ def released_says() -> str:
         {speedup(first, "exact")} times as fast as exact attention in the whole model, {speedup(first, "sdpa")} times
         as fast as fused exact attention, and loses {lost.iloc[0]:.2f} dB of PSNR; with 32 and 64 landmarks it loses
         {lost.iloc[1]:.2f} and {lost.iloc[2]:.2f} dB, and is {speedup(ours.iloc[1], "sdpa")} and
-        {speedup(ours.iloc[2], "sdpa")} times as fast as the fused form. At equal budgets it is the closest of all linear methods, by
-        {first.deviation_psnr - equal.deviation_psnr.max():.1f} dB. PnP-Nystra's output is farther from the original
+        {speedup(ours.iloc[2], "sdpa")} times as fast as the fused form. At equal budgets it is the closest of all
+        linear methods, by {first.deviation_psnr - equal.deviation_psnr.max():.1f} dB. PnP-Nystra's output is
+        farther from the original
         ({span(papers.deviation_psnr)} dB) than that of the same model without any attention
         ({floor.deviation_psnr:.1f} dB).
     """)
@@ -338,7 +339,10 @@ def test_sets() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     part.__name__: part
-    for part in (released, released_says, large_n, large_n_says, denoise, denoise_says, baselines, baselines_says, models, test_sets)
+    for part in (
+        *(released, released_says, large_n, large_n_says, denoise, denoise_says),
+        *(baselines, baselines_says, models, test_sets),
+    )
 }
 
 
