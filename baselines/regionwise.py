@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.cache import Cache
-from nystra_bench.attention.folding import bias_factors, centred
+from nystra_bench.attention.folding import folded_bias
 from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.precision import at_least_float32
 
@@ -83,16 +83,12 @@ class RegionwiseAttention(Attention):
         """Queries and keys in balance, with the features of the bias beside them where there is one."""
         quarter = q.shape[-1] ** 0.25
         q, k = q * quarter, k / quarter
-        if not (window.has_bias and self.bias_rank):
+        factors = folded_bias(window, self.bias_rank)
+        if factors is None:
             return q, k
-        f, g = window.cache.once("factors", lambda: self._factors(window))
+        f, g = factors
         q, k = (torch.cat([x, y.to(x).expand(len(x), -1, -1, -1)], -1) for x, y in ((q, f), (k, g)))
         return q, k
-
-    def _factors(self, window: Window) -> tuple[Tensor, Tensor]:
-        bias = window.bias()
-        assert bias is not None, "asked for where there is one"
-        return bias_factors(centred(bias), self.bias_rank)
 
     def width(self, tokens: int, dim: int) -> int:
         """Channels of a query with its features, for the count of operations."""

@@ -64,6 +64,10 @@ def prose(sentences: str) -> str:
     return fill(" ".join(sentences.split()), 140, break_long_words=False, break_on_hyphens=False)
 
 
+def decibels(value: float) -> str:
+    return "∞" if value == float("inf") else f"{value:.1f}"
+
+
 def signed(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
 
@@ -113,7 +117,7 @@ def released() -> str:
     ]
     for label, setting in RELEASED_ROWS.items():
         row = _setting(table, *setting)
-        deviation = "∞" if row.deviation_psnr == float("inf") else f"{row.deviation_psnr:.1f}"
+        deviation = decibels(row.deviation_psnr)
         ratios = " | ".join(speedup(row, against) for against in ("exact", "sdpa"))
         memory = "–" if pd.isna(row.peak_memory_mb) else f"{row.peak_memory_mb:.0f}"
         lines.append(f"| {label} | {row.psnr:.2f} | {deviation} | {row.latency_ms:.0f} | {ratios} | {memory} |")
@@ -167,7 +171,7 @@ def large_n() -> str:
         cells = []
         for window in windows.values():
             row = _setting(table[table.window == window], attention, landmarks, 6 if attention == "nystra" else None)
-            deviation = "∞" if row.deviation_psnr == float("inf") else f"{row.deviation_psnr:.1f}"
+            deviation = decibels(row.deviation_psnr)
             cells += [row.status, ""] if pd.isna(row.latency_ms) else [deviation, speedup(row, "sdpa")]
         name = attention if landmarks is None else f"{attention} {landmarks}"
         name = f"**{name}**" if attention == "nystra_plus" else name
@@ -214,7 +218,7 @@ def denoise() -> str:
     for _, row in _denoise().iterrows():
         name = row.attention if pd.isna(row.landmarks) else f"{row.attention} 16/{row.iterations:.0f}"
         name = f"**{name}**" if row.attention == "nystra_plus" else name
-        deviation = "∞" if row.deviation_psnr == float("inf") else f"{row.deviation_psnr:.1f}"
+        deviation = decibels(row.deviation_psnr)
         ratios = " | ".join(speedup(row, against) for against in ("exact", "sdpa", "native"))
         where = f"{row.window}, {row.bias}"
         lines.append(f"| {where} | {name} | {row.psnr:.2f} | {deviation} | {row.latency_ms:.0f} | {ratios} |")
@@ -253,8 +257,7 @@ def _baselines() -> pd.DataFrame:
 
 
 def _row(table: pd.DataFrame, model: str, attention: str, iterations: int | None = None) -> pd.Series:
-    rows = table[(table.model == model) & (table.attention == attention)]
-    return (rows[rows.iterations == iterations] if iterations else rows).iloc[0]
+    return _setting(table[table.model == model], attention, None, iterations)
 
 
 def baselines() -> str:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from nystra_bench.conformance.references import double, exact, exact_matrix, random_qkv, relative_error
+from nystra_bench.models.windows import bias_from_table
 
 __all__ = [
     "exact",
@@ -103,3 +104,11 @@ def nystra(q, k, v, height, width, landmarks, iterations, init="global", guard=5
         ones = np.ones((k.shape[-2], 1))
         out[at] = (g_l @ (z @ (g_u @ v[at]))) / (g_l @ (z @ (g_u @ ones)) + 1e-12)  # N x N is never needed
     return out
+
+
+def smooth_bias_of(side: int) -> torch.Tensor:
+    """A relative position bias (2, N, N) as trained models have: it falls with the distance, and is not symmetric."""
+    offset = torch.arange(1 - side, side).float()
+    y, x = torch.meshgrid(offset, offset, indexing="ij")
+    table = torch.stack([2 - 0.3 * (y**2 + x**2).sqrt() + 0.1 * y, 1 - 0.1 * (y.abs() + x.abs()) - 0.05 * x], -1)
+    return bias_from_table(table.flatten(0, 1), side)

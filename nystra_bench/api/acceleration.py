@@ -125,10 +125,12 @@ def accelerate(
     choice = choose(sites, lambda x: forward(module, x), inputs[::2], candidates, target_deviation, max)
     attention = ByLayer(choice.by_layer)
     models.plug(model, attention)
-    rows = [compare(module, image, {NAME: attention}, metrics=["deviation_psnr"], timing=None) for image in given]
-    timed = None
-    if timing is not None:
-        timed = compare(module, given[0], {NAME: attention}, metrics=["deviation_psnr"], timing=timing).loc[NAME]
+    timings = [timing, *[None] * (len(given) - 1)]  # of the first image alone
+    rows = [
+        compare(module, image, {NAME: attention}, metrics=["deviation_psnr"], timing=how)
+        for image, how in zip(given, timings, strict=True)
+    ]
+    timed = None if timing is None else rows[0].loc[NAME]
     return Acceleration(
         attention, _layers(choice.record["layers"], choice.flops), _images(rows), target_deviation, timed
     )

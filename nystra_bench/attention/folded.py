@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nystra_bench.attention.base import Window, add_bias_and_mask
-from nystra_bench.attention.folding import bias_factors, centred
+from nystra_bench.attention.folding import folded_bias
 from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.sdpa import FusedAttention
 
@@ -35,23 +35,18 @@ class FoldedAttention(FusedAttention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         dim_v = v.shape[-1]
-        if window.has_bias:
-            f, g = window.cache.once("factors", lambda: self._factors(window))
+        if factors := folded_bias(window, self.bias_rank):
+            f, g = factors
             q, k = (torch.cat([x, y.to(x.dtype).expand(x.shape[0], -1, -1, -1)], -1) for x, y in ((q, f), (k, g)))
         # The fused CPU kernel wants values as wide as keys.
         width = max(q.shape[-1], dim_v)
         q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
         return self.attend(q, k, v, None, window)[..., :dim_v]
 
-    def _factors(self, window: Window) -> tuple[Tensor, Tensor]:
-        bias = window.bias()
-        assert bias is not None, "asked for where there is one"
-        return bias_factors(centred(bias), self.bias_rank)
-
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
         bias = None
-        if window.has_bias:
-            f, g = self._factors(window)
+        if factors := folded_bias(window, self.bias_rank):
+            f, g = factors
             bias = f @ g.transpose(-2, -1)
         return add_bias_and_mask(q @ k.transpose(-2, -1), bias, window.mask()).softmax(-1)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nystra_bench.attention.base import Window
+
 EXACT_UP_TO = 512
 """Tokens up to which the bias is factorised by a full SVD; a randomised one beyond."""
 
@@ -31,3 +33,14 @@ def bias_factors(bias: Tensor, rank: int) -> tuple[Tensor, Tensor]:
             u, s, v = torch.svd_lowrank(bias, q=min(rank + 8, bias.shape[-1]), niter=4)
     root = s[..., None, :rank].sqrt()
     return u[..., :rank] * root, v[..., :rank] * root
+
+
+def folded_bias(window: Window, rank: int) -> tuple[Tensor, Tensor] | None:
+    """F and G (H, N, rank) of a window's position bias, made once a layer and window size; None where there is none."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        bias = window.bias()
+        assert bias is not None, "asked for where there is one"
+        return bias_factors(centred(bias), rank)
+
+    return window.cache.once("factors", make) if window.has_bias and rank else None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nystra_bench.attention.base import MASKED, Attention, Window
 from nystra_bench.attention.clusters import NOBODY, Clusters, farthest_points, squared_distances, sums_by
-from nystra_bench.attention.folding import bias_factors, centred
+from nystra_bench.attention.folding import folded_bias
 from nystra_bench.attention.landmarks import central_tokens, refuses_landmarks
 from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.precision import at_least_float32
@@ -132,20 +132,9 @@ class NystraPlusV5Attention(Attention):
         return 2 * windows * heads * (seeding + clustering + attending + exact)
 
     def _features(self, window: Window, heads: int, batch: int, like: Tensor) -> Features:
-        f, g = (x.to(like) for x in self._factors(window, heads))
+        nothing = like.new_zeros(heads, window.tokens, 0)
+        f, g = (x.to(like) for x in folded_bias(window, self.bias_rank) or (nothing, nothing))
         return Features(f, g, region_features(window, like), batch)
-
-    def _factors(self, window: Window, heads: int) -> tuple[Tensor, Tensor]:
-        """F and G (H, N, r) of the bias, float32; made once a layer and window size."""
-
-        def make() -> tuple[Tensor, Tensor]:
-            bias = window.bias() if window.has_bias and self.bias_rank else None
-            if bias is None:
-                nothing = torch.zeros(heads, window.tokens, 0)
-                return nothing, nothing
-            return bias_factors(centred(bias), self.bias_rank)
-
-        return window.cache.once("factors", make)
 
     @torch.no_grad()
     def _seeds(self, k: Tensor, features: Features, window: Window, sizes: Sizes) -> Tensor:

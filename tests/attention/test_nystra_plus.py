@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from attention_references import random_qkv, relative_error
+from attention_references import random_qkv, relative_error, smooth_bias_of
 
 from nystra_bench.attention.base import Window
 from nystra_bench.attention.exact import ExactAttention
@@ -13,18 +15,11 @@ from nystra_bench.attention.folding import bias_factors, centred
 from nystra_bench.attention.landmarks import central_tokens, pooled_landmarks
 from nystra_bench.attention.nystra_plus import LANDMARKS_FROM, NystraPlusAttention
 from nystra_bench.attention.pinv import razavi_pinv
-from nystra_bench.models.windows import bias_from_table, shift_regions
+from nystra_bench.models.windows import shift_regions
 
 SIDE, HEADS, DIM = 16, 2, 16
 TOKENS = SIDE * SIDE
-
-
-def smooth_bias(seed=0):
-    """A relative position bias (H, N, N) as trained models have: it falls with the distance, and is not symmetric."""
-    offset = torch.arange(1 - SIDE, SIDE).float()
-    y, x = torch.meshgrid(offset, offset, indexing="ij")
-    table = torch.stack([2 - 0.3 * (y**2 + x**2).sqrt() + 0.1 * y, 1 - 0.1 * (y.abs() + x.abs()) - 0.05 * x], -1)
-    return bias_from_table(table.flatten(0, 1), SIDE)
+smooth_bias = partial(smooth_bias_of, SIDE)
 
 
 def with_bias(regions=None) -> Window:
