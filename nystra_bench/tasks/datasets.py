@@ -26,11 +26,12 @@ from nystra_bench.tasks.image_files import (
 from nystra_bench.text import printable
 
 _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field")
+_BY_NAME_ALONE = ("retina",)  # 1,411² pixels, of the inside of an eye: large, but too unlike what the models are used on
 BUNDLED = {
     "bundled": _PHOTOGRAPHS,
     "stereo": ("motorcycle",),
     "stereo+bundled": ("motorcycle", *_PHOTOGRAPHS),
-    **{name: (name,) for name in _PHOTOGRAPHS},
+    **{name: (name,) for name in _PHOTOGRAPHS + _BY_NAME_ALONE},
 }
 """Photographs inside the wheel of scikit-image (public domain or CC0), in the order in which ``limit`` takes them, and
 each by its name; that of a stereo pair (Middlebury 2014, "Motorcycle") has the scene's depth."""
@@ -119,7 +120,7 @@ def digest(chosen: list[Picture]) -> str:
 def _bundled(images: str) -> list[Picture]:
     import skimage.data
 
-    found = {name: in_memory(name, getattr(skimage.data, name)) for name in _PHOTOGRAPHS}
+    found = {name: in_memory(name, getattr(skimage.data, name)) for name in _PHOTOGRAPHS + _BY_NAME_ALONE}
     found["motorcycle"] = in_memory("motorcycle", lambda: skimage.data.stereo_motorcycle()[0], motorcycle_depth)
     return [found[name] for name in BUNDLED[images]]
 
