@@ -10,6 +10,8 @@ import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any
@@ -64,13 +66,8 @@ class Catalogue:
         for folder in self.folders if name in known else ():
             file = folder / choice / f"{name}.yaml"
             if file.is_file():
-                try:
-                    content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-                except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
-                    raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-                if not isinstance(content, dict):
-                    raise UserError(f"{file} is no mapping of names to values")
-                return content
+                state = file.stat()
+                return deepcopy(_content(file, state.st_mtime_ns, state.st_size))
         raise unknown(choice, name, known)
 
     def parameters(self, choice: str, name: str) -> dict:
@@ -89,6 +86,22 @@ class Catalogue:
             if str(name) not in known:
                 raise unknown(setting, name, ["all", *known])
         return {str(name): self.option(choice, str(name)) for name in names}
+
+
+@lru_cache(maxsize=1024)
+def _content(file: Path, changed_ns: int, size: int) -> dict:
+    """The content of an option's file, which is parsed once in a process, as long as it is not changed.
+
+    Raises:
+        UserError: it is no YAML mapping.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is no mapping of names to values")
+    return content
 
 
 def add_to_path(folders: Iterable[Path]) -> None:
