@@ -10,14 +10,13 @@ import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nystra_bench.errors import UserError, unknown
@@ -66,8 +65,15 @@ class Catalogue:
         for folder in self.folders if name in known else ():
             file = folder / choice / f"{name}.yaml"
             if file.is_file():
-                state = file.stat()
-                return deepcopy(_content(file, state.st_mtime_ns, state.st_size))
+                try:
+                    state = file.stat()
+                    parsed = _parsed(file, state.st_mtime_ns, state.st_size)
+                    content = OmegaConf.to_container(parsed, resolve=True)
+                except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
+                    raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+                if not isinstance(content, dict):
+                    raise UserError(f"{file} is no mapping of names to values")
+                return content
         raise unknown(choice, name, known)
 
     def parameters(self, choice: str, name: str) -> dict:
@@ -89,19 +95,9 @@ class Catalogue:
 
 
 @lru_cache(maxsize=1024)
-def _content(file: Path, changed_ns: int, size: int) -> dict:
-    """The content of an option's file, which is parsed once in a process, as long as it is not changed.
-
-    Raises:
-        UserError: it is no YAML mapping.
-    """
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is no mapping of names to values")
-    return content
+def _parsed(file: Path, changed_ns: int, size: int) -> DictConfig | ListConfig:
+    """An option's file, which is parsed once in a process as long as it stays as it is."""
+    return OmegaConf.load(file)
 
 
 def add_to_path(folders: Iterable[Path]) -> None:
