@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from nystra_bench import Timing, accelerate, compare, list_layers, load_model, load_task
 from nystra_bench.api.acceleration import MARGIN
@@ -22,20 +21,14 @@ def model():
 
 @pytest.fixture(scope="module")
 def images():
-    """Three photographs, made small, with noise; the second, on which no choice is made, is the one hardest to keep."""
-    rng = np.random.default_rng(0)
-    small = {}
-    for sample in load_task("denoise", sigma=25, limit=3).samples():
-        picture = Image.fromarray((255 * sample.clean).round().astype(np.uint8))
-        pixels = np.asarray(picture.resize((48, 48), Image.Resampling.LANCZOS)) / 255
-        small[sample.id] = np.float32(pixels + 25 / 255 * rng.standard_normal(pixels.shape))
-    return [small[name] for name in ("coffee", "astronaut", "chelsea")]
+    """The middles of four photographs with noise: astronaut, coffee, chelsea and rocket."""
+    return [sample.degraded for sample in load_task("denoise", sigma=25, limit=4, crop=48).samples()]
 
 
 def test_the_target_is_kept_with_less_work_and_checked_on_other_images(model, images):
     gain = accelerate(model, images, 45, attentions=SETTINGS, timing=None)
-    assert list(gain.images["chosen_on"]) == [True, False, True]
-    assert gain.images.loc[gain.images["chosen_on"], "deviation_psnr"].min() >= 45 + MARGIN - 0.01
+    assert list(gain.images["chosen_on"]) == [True, False, True, False]
+    assert gain.images.loc[gain.images["chosen_on"], "deviation_psnr"].min() >= 45 + MARGIN - 0.1
     assert gain.images["deviation_psnr"].min() >= 45 - 2
     assert gain.layers["gflops"].sum() < gain.layers["gflops_exact"].sum()
     assert list(gain.layers.index) == list_layers(model)
