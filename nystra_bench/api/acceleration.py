@@ -30,8 +30,8 @@ CANDIDATES = tuple(f"nystra_plus(landmarks={landmarks})" for landmarks in (8, 16
 NAME = "accelerated"
 
 MARGIN = 2.0
-"""dB by which the choice is closer than is asked, where nothing is said. Images differ: a crop of 32 x 32 pixels that the
-choice was not made on was 3.9 dB below the target without a margin (docs/API.md)."""
+"""dB by which the choice is closer than is asked, where nothing is said, since images differ: without a margin, a crop
+of 32 x 32 pixels that the choice was not made on was 3.9 dB below the target."""
 
 
 @dataclass

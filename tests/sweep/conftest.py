@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from nystra_bench.cli import main
+from nystra_bench.instruments import sources
 from nystra_bench.models.swinir import SwinIR, SwinIRSpec
 from nystra_bench.sweep import inspection
 from nystra_bench.sweep.executors.base import SessionJob
@@ -184,6 +185,7 @@ def modules_of(folders: list[str]) -> Iterator[None]:
             file = getattr(sys.modules[name], "__file__", None)
             if file and any(Path(file).is_relative_to(folder) for folder in folders):
                 del sys.modules[name]
+                sources._file.cache_clear()  # where modules were found
 
 
 @pytest.fixture
