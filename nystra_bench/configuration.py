@@ -10,12 +10,13 @@ import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nystra_bench.errors import UserError, unknown
@@ -65,7 +66,9 @@ class Catalogue:
             file = folder / choice / f"{name}.yaml"
             if file.is_file():
                 try:
-                    content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+                    state = file.stat()
+                    parsed = _parsed(file, state.st_mtime_ns, state.st_size)
+                    content = OmegaConf.to_container(parsed, resolve=True)
                 except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
                     raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
                 if not isinstance(content, dict):
@@ -89,6 +92,12 @@ class Catalogue:
             if str(name) not in known:
                 raise unknown(setting, name, ["all", *known])
         return {str(name): self.option(choice, str(name)) for name in names}
+
+
+@lru_cache(maxsize=1024)
+def _parsed(file: Path, changed_ns: int, size: int) -> DictConfig | ListConfig:
+    """An option's file, which is parsed once in a process as long as it stays as it is."""
+    return OmegaConf.load(file)
 
 
 def add_to_path(folders: Iterable[Path]) -> None:

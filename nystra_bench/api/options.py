@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 from torch import nn
@@ -259,11 +260,8 @@ def _has_weights(config: Mapping) -> bool:
 
 
 def _comment(options: Catalogue, choice: str, name: str) -> str:
-    """The first sentence of the comment at the head of an option's file."""
+    """The first sentence of the comment at the head of an option's file; it ends with the paragraph, too."""
     file = next(f for folder in options.folders if (f := folder / choice / f"{name}.yaml").is_file())
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    return re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(lines))[0]
+    head = takewhile(lambda line: line.startswith("# "), file.read_text(encoding="utf-8").splitlines())
+    paragraph = " ".join(line.removeprefix("#").strip() for line in head)
+    return re.split(r"(?<=\.)\s", paragraph)[0]

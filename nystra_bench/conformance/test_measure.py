@@ -22,6 +22,8 @@ KNOWN = Circumstances(
     source="ab" * 32,
 )
 QUICK = ["timing.rounds=3", "timing.min_rounds=1", "timing.budget_s=5", "timing.warmup_s=0", "timing.min_sample_ms=0"]
+SHORT = {"budget_s": 0.1, "call_s": 0.1}
+"""Parameters that a measurement may have, in seconds: the form of numbers is looked at here, not their precision."""
 
 
 @pytest.fixture
@@ -33,12 +35,12 @@ def made(subject):
 def results(tested, tmp_path_factory):
     """A run of all measurements of the folder, on a bundled model and one small image."""
     folder = tmp_path_factory.mktemp("measured")
-    names = [subject.name for subject in tested.subjects("measure") if subject.fault is None]
+    sound = [subject for subject in tested.subjects("measure") if subject.fault is None]
     block = {
         "model": "swinir_denoise_w8",
         "task": {"name": "denoise", "limit": 1, "crop": 32},
         "attention": ["exact", {"name": "nystra", "landmarks": 4}],
-        "measure": names,
+        "measure": [{"name": of.name, **{k: v for k, v in SHORT.items() if k in of.config}} for of in sound],
         "device": "cpu",
     }
     (folder / "sweep").mkdir()

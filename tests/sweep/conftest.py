@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +17,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from nystra_bench.cli import main
+from nystra_bench.instruments import sources
 from nystra_bench.models.swinir import SwinIR, SwinIRSpec
 from nystra_bench.sweep import inspection
+from nystra_bench.sweep.executors.base import SessionJob
+from nystra_bench.sweep.worker import Worker
 
 QUICK = ["timing.rounds=3", "timing.min_rounds=1", "timing.budget_s=5", "timing.warmup_s=0", "timing.min_sample_ms=0"]
 
@@ -166,11 +172,51 @@ def bench(tmp_path, plugins, capfd) -> Bench:
     return Bench(tmp_path, plugins, capfd)
 
 
+@contextmanager
+def modules_of(folders: list[str]) -> Iterator[None]:
+    """Let the modules of plug-ins be imported in this process, and forget them: another test's have the same names."""
+    path, before = [*sys.path], {*sys.modules}
+    sys.path[:0] = folders
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in {*sys.modules} - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and any(Path(file).is_relative_to(folder) for folder in folders):
+                del sys.modules[name]
+                sources._file.cache_clear()  # where modules were found
+
+
 @pytest.fixture
 def looked_at_here(monkeypatch) -> None:
     """Inspect in this process, which has torch already; what goes in and out is plain data all the same."""
 
     def look(request: dict) -> dict:
-        return json.loads(json.dumps(inspection.answer(json.loads(json.dumps(request)))))
+        with modules_of(request["sys_path"]):
+            return json.loads(json.dumps(inspection.answer(json.loads(json.dumps(request)))))
 
     monkeypatch.setattr(inspection, "look", look)
+
+
+@pytest.fixture
+def measured_here(monkeypatch) -> None:
+    """Run sessions in this process, likewise. Not for tests of workers, of their ends, or of what depends on a process.
+
+    These are in test_running, test_resume, test_plugins, test_first_calls and test_session.
+    """
+
+    def run(job: SessionJob, log_file: Path, on_event, apart: bool = False) -> None:
+        threads = torch.get_num_threads()
+        try:
+            with modules_of(job.request["sys_path"]):
+                Worker(json.loads(json.dumps(job.request)), lambda event: on_event(json.loads(json.dumps(event)))).run()
+        finally:
+            torch.set_num_threads(threads)
+
+    monkeypatch.setattr(SessionJob, "run", run)
+
+
+@pytest.fixture
+def here(looked_at_here, measured_here) -> None:
+    """Inspect and measure in this process."""

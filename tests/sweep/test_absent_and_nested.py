@@ -10,7 +10,7 @@ from nystra_bench.fetch import catalogue, data_folder
 from nystra_bench.tasks.pairs import FolderPairs
 from nystra_bench.tasks.super_resolution import SuperResolution
 
-pytestmark = pytest.mark.usefixtures("looked_at_here")
+pytestmark = pytest.mark.usefixtures("here")
 
 SMALL = {"architecture": "nystra_bench.models.swinir.SwinIR", "shape": {"dim": 8, "depths": [2], "heads": [2]}}
 UNTRAINED = {"_target_": "nystra_bench.models.untrained.load_untrained", "weights": "random", "seed": 0, **SMALL}

@@ -3,12 +3,15 @@
 import math
 
 import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.usefixtures("here")
 
 NAMES = {"matrix_error", "kernel_error", "kernel_error_pinv", "kernel_floor", "kernel_projection", "kernel_bound"}
 NAMES |= {"gap"}
 
 
-def test_spectral_errors_are_measured_in_every_layer(bench, looked_at_here):
+def test_spectral_errors_are_measured_in_every_layer(bench):
     words = ["measure=[bound]", "attention=[exact,nystra,nystra_plus]", "attention.landmarks=4", "position_bias=native"]
     assert bench(*words).code == 0
     values = {result["cell"]["attention"]["name"]: result["value"] for result in bench.stored()}
@@ -37,6 +40,6 @@ def test_spectral_errors_are_measured_in_every_layer(bench, looked_at_here):
     assert plan.out.splitlines()[-1].endswith("3 cells: 3 done; 0 to measure")
 
 
-def test_a_sweep_measures_no_bounds_unless_it_is_asked_to(bench, looked_at_here):
+def test_a_sweep_measures_no_bounds_unless_it_is_asked_to(bench):
     plan = bench("mode=plan")
     assert {line.split()[1] for line in plan.out.splitlines()[:-1]} == {"quality", "latency", "memory"}

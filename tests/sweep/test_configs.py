@@ -1,7 +1,7 @@
 """The project's own configuration files, beyond what the conformance tests hold each of them to."""
 
 from nystra_bench.cli import Arguments, compose_config
-from nystra_bench.configuration import configs_folder
+from nystra_bench.configuration import Catalogue, configs_folder
 from nystra_bench.conformance.command import HERE
 from nystra_bench.conformance.subjects import CHOICES, OptionFolder
 from nystra_bench.sweep.grid import DEFAULTS, Overrides, expand
@@ -29,3 +29,13 @@ def test_sweeps_measure_what_is_usual_or_one_thing():
         combinations = expand(config["sweep"]["blocks"], Overrides(), catalogue)
         measures = {c.measure.name for c in combinations}
         assert measures == set(DEFAULTS["measure"]) or len(measures) == 1
+
+
+def test_a_file_is_read_anew_once_it_is_changed_and_what_is_done_to_its_content_stays_there(tmp_path):
+    (tmp_path / "attention").mkdir()
+    file = tmp_path / "attention" / "mine.yaml"
+    file.write_text("_target_: mine.Mine\nsizes: [1, 2]\n")
+    Catalogue([tmp_path]).option("attention", "mine")["sizes"].append(3)
+    assert Catalogue([tmp_path]).option("attention", "mine")["sizes"] == [1, 2]
+    file.write_text("_target_: mine.Mine\nsizes: [1, 2, 4]\n")
+    assert Catalogue([tmp_path]).option("attention", "mine")["sizes"] == [1, 2, 4]

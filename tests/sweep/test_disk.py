@@ -13,7 +13,7 @@ from nystra_bench.sweep.files import unwritable
 from nystra_bench.sweep.store import Store
 from nystra_bench.text import printable
 
-pytestmark = pytest.mark.usefixtures("looked_at_here")
+pytestmark = pytest.mark.usefixtures("here")
 
 QUALITY = ["measure=quality", "metrics=[psnr,ssim]", "attention=exact", "window_size=native", "position_bias=native"]
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("looked_at_here")
+
 ATTENTION = '''\
 import time
 from pathlib import Path

@@ -11,7 +11,10 @@ from spandrel_models import spandrel_model
 
 from nystra_bench.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # spandrel's
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.meshgrid"),  # spandrel's
+    pytest.mark.usefixtures("looked_at_here"),
+]
 
 SETTINGS = ["timing.rounds=2", "timing.min_rounds=1", "timing.budget_s=2", "timing.warmup_s=0", "device=cpu"]
 

@@ -17,7 +17,7 @@ def large(tmp_path):
     return f"task.images={folder}"
 
 
-def test_tiles_are_measured_and_stated(bench, large):
+def test_tiles_are_measured_and_stated(bench, looked_at_here, large):
     words = [large, "task.crop=null", "attention=exact", "window_size=native", "position_bias=native", "figures=[]"]
     words += ["metrics=[psnr,deviation_psnr]"]
     assert bench(*words, "name=whole").code == 0
@@ -33,7 +33,7 @@ def test_tiles_are_measured_and_stated(bench, large):
 @pytest.mark.parametrize(
     ("word", "said"), [("tile=32", "from 64 on"), ("tile=x", "from 64 on"), ("tile_overlap=40", "half of tile=64")]
 )
-def test_tiles_out_of_range_are_refused(bench, word, said):
+def test_tiles_out_of_range_are_refused(bench, looked_at_here, word, said):
     outcome = bench(*dict.fromkeys(["tile=64", word][word.startswith("tile=") :]))
     assert outcome.code == 1
     assert word.split("=")[0] in outcome.sentence and said in outcome.sentence

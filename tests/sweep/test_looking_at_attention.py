@@ -10,6 +10,8 @@ from nystra_bench.instruments.spectra import RECORDED
 from nystra_bench.measure.maps import Maps
 from nystra_bench.measure.spectrum import Spectrum
 
+pytestmark = pytest.mark.usefixtures("here")
+
 LAYERS = [f"layers.0.residual_group.blocks.{block}.attn" for block in range(2)]
 SMALL = ["position_bias=native", "attention.landmarks=4"]
 
@@ -19,7 +21,7 @@ def values(bench, measure: str) -> dict[str, dict]:
     return {result["cell"]["attention"]["name"]: result["value"] for result in stored}
 
 
-def test_spectra_are_measured_together_and_one_failure_stays_alone(bench, looked_at_here):
+def test_spectra_are_measured_together_and_one_failure_stays_alone(bench):
     words = ["measure=spectrum", "attention=[exact,nystra,raising,identity]", *SMALL]
     assert bench(*words).code == 2
     found = values(bench, "spectrum")
@@ -43,7 +45,7 @@ def test_spectra_are_measured_together_and_one_failure_stays_alone(bench, looked
     assert bench(*words, "attention=[exact,nystra]", "mode=plan").out.splitlines()[-1].endswith("2 done; 0 to measure")
 
 
-def test_maps_are_stored_with_the_image(bench, looked_at_here):
+def test_maps_are_stored_with_the_image(bench):
     words = ["measure=maps", "measure.layer=[0,-1]", "measure.head=null", "attention=[exact,nystra]", *SMALL]
     assert bench(*words).code == 0
     stored = bench.stored()
@@ -75,13 +77,13 @@ def test_maps_are_stored_with_the_image(bench, looked_at_here):
         (["measure=spectrum", "measure.values=few"], "values=few does not fit: accepted are whole numbers"),
     ],
 )
-def test_what_does_not_exist_is_told_before_anything_is_measured(bench, looked_at_here, words, sentence):
+def test_what_does_not_exist_is_told_before_anything_is_measured(bench, words, sentence):
     outcome = bench(*words, "attention=exact", "position_bias=native")
     assert outcome.code == 1 and sentence in outcome.sentence
     assert not bench.stored() and not bench.stored("failure")
 
 
-def test_a_head_that_does_not_exist_is_the_reason_of_the_cell(bench, looked_at_here):
+def test_a_head_that_does_not_exist_is_the_reason_of_the_cell(bench):
     assert bench("measure=maps", "measure.head=2", "attention=exact", "position_bias=native").code == 2
     (failure,) = bench.stored("failure")
     assert failure["reason"] == f"head=2 does not exist in layer {LAYERS[1]}: accepted are 0 to 1"

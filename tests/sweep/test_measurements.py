@@ -7,6 +7,8 @@ import pytest
 
 from nystra_bench.cli import main
 
+pytestmark = pytest.mark.usefixtures("here")
+
 MEASUREMENT = '''\
 """How long an attention takes on random tokens, against their number: it needs neither model nor task."""
 

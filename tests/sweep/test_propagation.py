@@ -10,6 +10,8 @@ from nystra_bench.instruments.propagation import propagation
 from nystra_bench.models import load_model
 from nystra_bench.tasks.denoise import GaussianDenoise
 
+pytestmark = pytest.mark.usefixtures("here")
+
 
 def test_it_is_measured_tabled_and_drawn(bench, tiny_weights, images):
     words = ["measure=propagation", "attention=[exact,nystra]", "attention.landmarks=4", "device=cpu"]

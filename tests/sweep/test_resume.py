@@ -45,7 +45,7 @@ def kill_after_the_first_cell(bench):
     return line.decode(), worker
 
 
-def test_a_killed_run_goes_on_to_the_numbers_of_an_undisturbed_one(bench, tmp_path):
+def test_a_killed_run_goes_on_to_the_numbers_of_an_undisturbed_one(bench, tmp_path, looked_at_here):
     line, worker = kill_after_the_first_cell(bench)
     assert line.startswith("[1/7] quality")
     assert gone(worker), "the worker outlived the run that started it"

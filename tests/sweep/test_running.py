@@ -39,7 +39,7 @@ def test_failures_are_rows_and_the_next_run_tries_them_again(bench, tmp_path):
     assert plan.out.splitlines()[-1].endswith("6 cells: 6 done; 0 to measure")
 
 
-def test_a_reason_with_bytes_that_are_no_text_does_not_end_the_run(bench):
+def test_a_reason_with_bytes_that_are_no_text_does_not_end_the_run(bench, looked_at_here):
     words = ["attention=[garbling,identity]", "position_bias=native", "measure=[quality]", "figures=[]"]
     assert bench(*words).code == 2
     table = bench.table().set_index("attention")
@@ -50,7 +50,7 @@ def test_a_reason_with_bytes_that_are_no_text_does_not_end_the_run(bench):
     assert "(OSError: no file caf\\udce4.png)" in plan.out
 
 
-def test_what_is_made_once_is_timed_apart_and_what_becomes_of_the_bias_is_shown(bench):
+def test_what_is_made_once_is_timed_apart_and_what_becomes_of_the_bias_is_shown(bench, looked_at_here):
     words = ["attention=[nystra,nystra_plus]", "attention.landmarks=4", "position_bias=native", "figures=[]"]
     assert bench(*words, "measure=latency").code == 0
     values = {r["cell"]["attention"]["name"]: r["value"] for r in bench.stored()}
@@ -63,7 +63,7 @@ def test_what_is_made_once_is_timed_apart_and_what_becomes_of_the_bias_is_shown(
     assert "set-up (ms)" in (bench.results / "tiny" / "table.md").read_text()
 
 
-def test_timings_and_memory_go_on_without_what_fails(bench):
+def test_timings_and_memory_go_on_without_what_fails(bench, looked_at_here):
     words = ["attention=[raising,killing,nystra]", "attention.landmarks=4", "position_bias=native", "figures=[]"]
     assert bench(*words, "measure=[latency,memory]").code == 2
     values = {(r["cell"]["attention"]["name"], r["cell"]["measure"]["name"]): r["value"] for r in bench.stored()}
@@ -123,7 +123,7 @@ def test_a_second_run_starts_no_worker(finished, monkeypatch):
     assert f"{len(unstable)} to measure" in finished("mode=plan", "retry=[unstable]").out
 
 
-def test_a_calibrated_method_is_fitted_in_every_session_and_says_how(bench):
+def test_a_calibrated_method_is_fitted_in_every_session_and_says_how(bench, looked_at_here):
     words = ["attention=[nystra_plus]", "attention.target_deviation=20", "position_bias=native", "figures=[]"]
     assert bench(*words, "measure=[latency,quality]").code == 0
     records = [r["value"]["calibration"] for r in bench.stored()]

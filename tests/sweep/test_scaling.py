@@ -3,6 +3,8 @@
 import pandas as pd
 import pytest
 
+pytestmark = pytest.mark.usefixtures("here")
+
 SMALL = ["measure.shape=1x4", "measure.mode=window", "measure.sizes=[[64,1024,1600,4096]]", "measure.rounds=2"]
 SMALL += ["measure.min_sample_ms=0", "measure.budget_s=0", "device=cpu"]
 

@@ -5,6 +5,8 @@ from safetensors.torch import load_file, save_file
 
 from nystra_bench.models.checkpoints import resolve
 
+pytestmark = pytest.mark.usefixtures("here")
+
 QUALITY = ["measure=quality", "metrics=[psnr]", "attention=[exact,identity]", "window_size=native"]
 
 

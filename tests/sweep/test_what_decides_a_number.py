@@ -76,7 +76,7 @@ def mine(tmp_path):
 
 
 @pytest.fixture
-def run(bench, mine):
+def run(bench, mine, here):
     """The command on the released model with the folder's options; gives the table."""
 
     def command(*words, code=0):
@@ -210,8 +210,9 @@ def test_references_that_are_none(bench, looked_at_here, word, parts):
         assert part in outcome.sentence
 
 
-def test_what_ran_is_recorded(run, bench):
-    run("attention=identity", *QUALITY)
+def test_what_ran_is_recorded(bench, looked_at_here):
+    """By the worker's own process."""
+    assert bench("attention=identity", "position_bias=native", "figures=[]", *QUALITY).code == 0
     (result,) = bench.stored()
     assert result["environment"]["tf32"] is False
     assert len(result["environment"]["source"]) == 64
