@@ -18,19 +18,17 @@ LOOKS_AT_NUMBERS = "get value out of a tracing tensor"
 
 @dataclass(frozen=True)
 class Form:
-    """A compiled model: what is called, and the seconds that tracing and compiling took."""
+    """What was compiled: what is called, and the seconds that tracing and compiling took."""
 
-    call: Callable[[Tensor], Tensor]
+    call: Callable[..., Tensor]
     seconds: float
 
 
 class CompiledModels:
     """Calls models in compiled form, which is made at the first call and once for each attention and shape of input.
 
-    A model runs once as it is, so that what its attentions keep is made. Then all operations of a pass are traced, with
-    what is kept as constants, and the trace is compiled with static shapes. Dynamo alone would cut the graph at each
-    layer, where our models look up what an attention keeps: this is what it would give without these cuts. Nothing
-    falls back to eager: what is no one graph is an error.
+    Dynamo alone would cut a model's graph in each layer, where it is looked up what the attention keeps; a form has no
+    such cuts, and is what a model without that book-keeping would give.
     """
 
     def __init__(self) -> None:
@@ -43,9 +41,11 @@ class CompiledModels:
         Raises:
             UserError: the model cannot be compiled with the attention that is in it, with the reason.
         """
-        key = *self._plugged(model), x.shape, x.stride(), x.dtype, torch.is_inference_mode_enabled()
+        plugged = self._plugged(model)
+        key = *plugged, x.shape, x.stride(), x.dtype, torch.is_inference_mode_enabled()
         if key not in self._forms:
-            self._forms[key] = compiled(model, x)
+            names = dict.fromkeys(type(attention).__name__ for attention in plugged[1:])
+            self._forms[key] = compiled(model, x, called=f"{type(model).__name__} with {', '.join(names)}")
         return self._forms[key].call(x)
 
     def seconds(self, model: nn.Module) -> float:
@@ -59,34 +59,45 @@ class CompiledModels:
         return model, *(site.attention for site in self._sites[model])
 
 
-def compiled(model: nn.Module, x: Tensor) -> Form:
-    """A model as one graph for inputs like x, with the attentions that are in it now.
+def compiled(call: Callable[..., Tensor], *inputs: Tensor, called: str) -> Form:
+    """A model or function as one graph for inputs like these.
+
+    It runs once as it is, so that what attentions keep is made. Then all operations of a call are traced, with what is
+    kept as constants, and the trace is compiled with static shapes. Nothing falls back to eager.
+
+    Args:
+        called: what it is, for errors.
 
     Raises:
         UserError: it is no one graph, or there is nothing to compile with; the message has the reason.
     """
     with torch.inference_mode(False), torch.no_grad():
-        model(x.clone())  # what attentions keep is made now; inference tensors cannot be traced, and their copies can
+        call(*_traceable(inputs))
     before, started = _graphs(), time.perf_counter()
     try:
-        call = _traced_and_compiled(model, x)
+        form = _traced_and_compiled(call, inputs)
         for _ in range(2):  # the second call finds what the first one left, as all later ones do
-            call(x)
+            form(*inputs)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise _uncompilable(model, _reason(error)) from error
+        raise _uncompilable(called, _reason(error)) from error
     if (graphs := _graphs() - before) != 1:
-        raise _uncompilable(model, f"torch.compile made {graphs} graphs of it, where one is wanted")
-    return Form(call, time.perf_counter() - started)
+        raise _uncompilable(called, f"torch.compile made {graphs} graphs of it, where one is wanted")
+    return Form(form, time.perf_counter() - started)
 
 
-def _traced_and_compiled(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+def _traced_and_compiled(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     with torch.inference_mode(False), torch.no_grad():
-        graph = make_fx(lambda image: model(image))(x.clone())
+        graph = make_fx(lambda *traced: call(*traced))(*_traceable(inputs))
     return torch.compile(graph, fullgraph=True, dynamic=False)
+
+
+def _traceable(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Tensors of inference mode cannot be traced; their copies can."""
+    return [x.clone() if x.is_inference() else x for x in inputs]
 
 
 def _graphs() -> int:
@@ -96,12 +107,8 @@ def _graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def _uncompilable(model: nn.Module, reason: str) -> UserError:
-    names = dict.fromkeys(type(site.attention).__name__ for site in attention_sites(model))
-    return UserError(
-        f"runtime=compiled does not fit {type(model).__name__} with {', '.join(names)} ({reason}): accepted is "
-        "runtime=eager"
-    )
+def _uncompilable(called: str, reason: str) -> UserError:
+    return UserError(f"runtime=compiled does not fit {called} ({reason}): accepted is runtime=eager")
 
 
 def _reason(error: BaseException) -> str:
