@@ -38,7 +38,7 @@ def originals(data: ReportData) -> str:
 def group_label(group: dict | pd.Series, columns: list[str] = GROUP) -> str:
     """The values of a group in words: ``swinir_w8, window 32, bias drop, denoise (sigma=25), bundled, cpu float32``.
 
-    What its measurements do not need is left out, and so is how the model was run where that is the usual way.
+    What its measurements do not need is left out. How the model was run is there where it is a column.
     """
     return _label(group, within(columns, group))
 
@@ -55,7 +55,7 @@ def _label(group: dict | pd.Series, columns: list[str]) -> str:
         words["task"] += f" ({parameters})"
     if {"device", "dtype"} <= words.keys():
         words["device"] += f" {words.pop('dtype')}"
-    how = [f"{name}={value}" for name, value in told.items() if name in EXECUTION and value != EXECUTION[name].default]
+    how = [f"{name}={value}" for name, value in told.items() if name in EXECUTION]
     return ", ".join([*words.values(), *how])
 
 
