@@ -1,4 +1,4 @@
-"""What the benchmarks share: methods, tables of times and ratios, what this machine reaches, and a process of its own."""
+"""What the benchmarks share: methods, tables of times and ratios, what this machine reaches, a process of their own."""
 
 from __future__ import annotations
 

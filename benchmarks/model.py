@@ -5,15 +5,15 @@ photograph. All attentions of a model are timed interleaved, with the project's 
 are medians over rounds of paired times, with their 95 % intervals. A kernel's library is built, and what attentions
 keep is made, before anything is timed.
 
-``attention`` is the share of the time that attention takes: one less the time of the same model without any (``identity``,
-values passed through) over its own. ``over identity`` is how many times as long a pass takes as without attention. ``dB``
-is the closeness to the output of exact attention, peak 1. ``A/A`` is an entry against itself: such differences are noise.
-Released models that were not fetched (``NYSTRA_BENCH_CACHE`` says where they are) are left out, with the command.
+``attention`` is the share of the time that attention takes: one less the time of the same model without any
+(``identity``, values passed through) over its own. ``over identity`` is how many times as long a pass takes as without
+attention. ``dB`` is the closeness to the output of exact attention, peak 1. ``A/A`` is an entry against itself: such
+differences are noise. Released models that were not fetched (``NYSTRA_BENCH_CACHE`` says where they are) are left out,
+with the command.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -91,8 +91,8 @@ class Measurement:
     always among them; ``window_size`` and ``position_bias`` go with ``model``."""
 
     execution: ClassVar[tuple[str, ...]] = ()
-    """The axes of how a model is run that decide its numbers, of ``EXECUTION``; for all others it runs in the usual way.
-    ``Workbench.forward`` obeys them."""
+    """The axes of how a model is run that decide its numbers, of ``EXECUTION``; for all others it runs in the usual
+    way. ``Workbench.forward`` obeys them."""
 
     quiet: ClassVar[bool] = False
     """Whether nothing else may run on the device meanwhile, as for timings."""

@@ -1,8 +1,9 @@
 """How a model is run, beside where and in what precision: axes of a sweep with defaults that stay out of the keys.
 
-A further axis is an entry of ``EXECUTION`` here and, in ``Workbench``, what it does to a run. It is then accepted on the
-command line and in blocks, part of keys where it is not at its default, a reason for a session of its own, and a column
-of the tables where some row is not at the default. Measurements name those that they obey (``Measurement.execution``).
+A further axis is an entry of ``EXECUTION`` here and, in ``Workbench``, what it does to a run. It is then accepted on
+the command line and in blocks, part of keys where it is not at its default, a reason for a session of its own, and a
+column of the tables where some row is not at the default. Measurements name those that they obey
+(``Measurement.execution``).
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class ExecutionAxis:
 
 _AXES = (
     ExecutionAxis(
-        Column("runtime", "runtime", "eager: operation by operation; compiled: the model with the attention in it as one "
-               "graph, by torch.compile."),
+        Column("runtime", "runtime", "eager: operation by operation; compiled: the model with the attention in it as "
+               "one graph, by torch.compile."),
         "eager",
         words=("eager", "compiled"),
     ),
@@ -90,7 +91,8 @@ def settings(values_of: Callable[[str, object], Iterable]) -> list[Setting]:
 
 def setting(named: Mapping) -> Setting:
     """The axes that are not at their defaults."""
-    return tuple((name, named[name]) for name, axis in EXECUTION.items() if named.get(name, axis.default) != axis.default)
+    told = ((name, named.get(name, axis.default), axis.default) for name, axis in EXECUTION.items())
+    return tuple((name, value) for name, value, default in told if value != default)
 
 
 def obeyed(given: Setting, axes: Iterable[str]) -> Setting:

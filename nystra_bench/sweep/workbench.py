@@ -175,8 +175,8 @@ class Workbench:
 
     @cached_property
     def first_input(self) -> Tensor:
-        """What latency and memory are measured on, ready on the device: the first image of the task, as often as a batch
-        of this session has images."""
+        """What latency and memory are measured on, ready on the device: the first image of the task, as often as a
+        batch of this session has images."""
         image = self.tensor(next(iter(self.task.samples())).degraded)
         return image if self.batch == 1 else _laid_out(image.repeat(self.batch, 1, 1, 1), self.memory_format)
 

@@ -1,6 +1,7 @@
-"""Compiling models with the attention that is in them: one graph or an error. PyTorch's backend without C++ stands in
-for Inductor here; a real one runs in tests/sweep/test_execution.py."""
+"""Compiling models with the attention that is in them: one graph or an error. In all tests but one PyTorch's backend
+without C++ stands in for Inductor, which takes long."""
 
+import shutil
 from functools import partial
 
 import pytest
@@ -54,6 +55,19 @@ def test_the_output_is_that_of_the_eager_model_shifted_windows_included(model, i
         found = models(model, image)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert models.seconds(model) > 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler, which Inductor needs")
+def test_inductor_gives_the_same_numbers(monkeypatch):
+    monkeypatch.setattr(module.torch, "compile", COMPILE)
+    q, k, v = torch.randn(3, 2, 2, 16, 4, generator=torch.Generator().manual_seed(0)).unbind()
+
+    def attend(q, k, v):
+        return (q @ k.mT).softmax(-1) @ v
+
+    form = compiled(attend, q, k, v, called="attention")
+    torch.testing.assert_close(form.call(q, k, v), attend(q, k, v), rtol=1e-5, atol=1e-6)
+    assert form.seconds > 0
 
 
 def test_each_attention_and_shape_is_compiled_once(model, image):
