@@ -1,46 +1,54 @@
-"""What attention alone costs, eager and fused, in one process: ``python benchmarks/attention.py`` prints a table.
+"""What attention alone costs, eager, compiled and fused, in one process: ``python -m benchmarks.attention``.
 
 The windows are those of a map of 128×128 tokens with 6 heads, the tokens those of ``instruments/workload.py``, with a
-position bias. ``exact``, ``sdpa`` and ``nystra_plus`` use the bias, ``nystra`` as published does not. All are timed
-interleaved, with the project's timer; ratios are medians over rounds of paired times, with their 95 % intervals.
-``deviates`` is the relative RMS difference of a kernel's output from the eager form's.
+position bias. ``exact``, ``sdpa`` and ``nystra_plus`` use the bias, ``nystra`` as published does not; ``nystra
+compiled`` is its eager form by ``torch.compile``. All are timed interleaved, with the project's timer; ratios are
+medians over rounds of paired times, with their 95 % intervals. ``A/A`` is a kernel against itself: differences of
+that size are noise. ``deviates`` is the relative RMS difference of an output from the eager form's.
 
 Roofline: what must at least be moved is q, k, v and the output, once; what must at least be done are the products
 (``Attention.flops``). Both are held against what copying 256 MB and a product of two 1024×1024 matrices reach in the
-same run, on the same threads. ``reached`` is the larger of the two least times over the kernel's.
+same run, on the same threads. What is reached is the larger of the two least times over the kernel's.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from nystra_bench.attention.base import Attention, Window
-from nystra_bench.attention.exact import ExactAttention
-from nystra_bench.attention.nystra import NystraAttention
-from nystra_bench.attention.nystra_fused import FusedNystraAttention
-from nystra_bench.attention.nystra_plus import NystraPlusAttention
-from nystra_bench.attention.nystra_plus_fused import FusedNystraPlusAttention
-from nystra_bench.attention.sdpa import FusedAttention
-from nystra_bench.instruments.environment import KEEP_MEMORY
-from nystra_bench.instruments.statistics import Estimate, median_interval, paired_ratio
+from benchmarks.common import (
+    OURS,
+    PUBLISHED,
+    Roofline,
+    alone,
+    machine,
+    methods,
+    options,
+    ratio,
+    shown,
+    table,
+    times_of,
+    timing_of,
+)
+from nystra_bench.attention.base import Window
+from nystra_bench.errors import UserError
+from nystra_bench.instruments.compiled import compiled
+from nystra_bench.instruments.forward import add_twin
 from nystra_bench.instruments.timer import Clock, Entry, Timing, run_rounds, warm_up
 from nystra_bench.instruments.workload import workload
 from nystra_bench.models.windows import bias_from_table
-from nystra_bench.sweep.locks import device_lock
 
 HEADS, MAP_SIDE = 6, 128
 
-OURS, PUBLISHED = "nystra_plus fused", "nystra fused"
-EAGER = {OURS: "nystra_plus", PUBLISHED: "nystra"}
-RATIOS = [(name, OURS) for name in ("sdpa", "exact", "nystra", "nystra compiled", "nystra_plus")]
-RATIOS += [("nystra", PUBLISHED), ("nystra compiled", PUBLISHED)]
+COMPILED = "nystra compiled"
+EAGER = {OURS: "nystra_plus", PUBLISHED: "nystra", COMPILED: "nystra"}
+RATIOS = [(name, OURS) for name in ("sdpa", "exact", "nystra", COMPILED, "nystra_plus")]
+RATIOS += [("nystra", PUBLISHED), (COMPILED, PUBLISHED), ("nystra", COMPILED)]
 
 
 class Setting(NamedTuple):
@@ -56,15 +64,18 @@ class Setting(NamedTuple):
 SETTINGS = (Setting(16, 30), Setting(16, 10), Setting(32, 30), Setting(64, 30))
 
 
-def methods(landmarks: int, iterations: int, rank: int) -> dict[str, Attention]:
-    return {
-        "exact": ExactAttention(),
-        "sdpa": FusedAttention(),
-        "nystra": NystraAttention(landmarks, 2),
-        PUBLISHED: FusedNystraAttention(landmarks, 2, implementation="fused"),
-        "nystra_plus": NystraPlusAttention(landmarks, iterations, rank),
-        OURS: FusedNystraPlusAttention(landmarks, iterations, rank, implementation="fused"),
-    }
+@dataclass
+class Contest:
+    """What is timed together.
+
+    Attributes:
+        flops: floating point operations of the kernels' products.
+        said: lines about what was made before anything is timed.
+    """
+
+    calls: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    flops: dict[str, int] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
 
 
 def position_bias(side: int) -> Tensor:
@@ -72,98 +83,77 @@ def position_bias(side: int) -> Tensor:
     offset = torch.arange(1 - side, side) / side
     y, x = torch.meshgrid(offset, offset, indexing="ij")
     rate = torch.linspace(1, 6, HEADS)
-    table = -rate * (y.square() + x.square()).sqrt()[..., None] + 0.5 * torch.sin(3 * y + 2 * x)[..., None]
-    return bias_from_table(table.flatten(0, 1), side)
+    values = -rate * (y.square() + x.square()).sqrt()[..., None] + 0.5 * torch.sin(3 * y + 2 * x)[..., None]
+    return bias_from_table(values.flatten(0, 1), side)
 
 
-def entries_of(setting: Setting, chosen: argparse.Namespace) -> tuple[dict[str, Entry], dict[str, float], int]:
-    """What is timed, how far the kernels' outputs deviate, and the operations of ours."""
+def contest(setting: Setting, chosen: argparse.Namespace) -> Contest:
+    """The calls of a setting, and how far those that are not eager deviate."""
     bias, tensors = position_bias(setting.side), workload(HEADS, setting.dim, setting.side, MAP_SIDE)
-    calls: dict[str, Callable[[], Tensor]] = {}
-    made = methods(chosen.landmarks, chosen.iterations, chosen.rank)
+    found, made = Contest(), methods(chosen.landmarks, chosen.iterations, chosen.rank)
     for name, attention in made.items():
         window = Window(setting.side, setting.side, lambda: bias)
-        calls[name] = lambda a=attention, w=window: a(*tensors, w)
+        found.calls[name] = lambda a=attention, w=window: a(*tensors, w)
     if chosen.compiled:
-        calls["nystra compiled"] = torch.compile(calls["nystra"], dynamic=False)
-    deviations = {name: deviation(calls[name](), calls[eager]()) for name, eager in EAGER.items()}
-    q, v = tensors[0], tensors[2]
-    flops = made[OURS].flops(len(q), HEADS, setting.side**2, setting.dim, v.shape[-1])
-    return {name: Entry(lambda: None, call) for name, call in calls.items()}, deviations, flops
+        _add_compiled(found, made["nystra"], tensors, setting)
+    for name in (OURS, PUBLISHED):
+        found.flops[name] = made[name].flops(len(tensors[0]), HEADS, setting.side**2, setting.dim, setting.dim)
+    for name, eager in EAGER.items():
+        if name in found.calls:
+            error = deviation(found.calls[name](), found.calls[eager]())
+            found.said.append(f"* {name} deviates from {eager} by {error:.1e}")
+    return found
+
+
+def _add_compiled(found: Contest, attention: Callable, tensors: tuple[Tensor, ...], setting: Setting) -> None:
+    window = Window(setting.side, setting.side)
+    try:
+        form = compiled(lambda q, k, v: attention(q, k, v, window), *tensors, called="nystra")
+    except UserError as error:
+        found.said.append(f"* {COMPILED} is left out: {error}")
+        return
+    found.calls[COMPILED] = lambda: form.call(*tensors)
+    found.said.append(f"* {COMPILED} took {form.seconds:.1f} s to compile")
 
 
 def deviation(actual: Tensor, expected: Tensor) -> float:
+    """Relative RMS difference."""
     return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
-def machine() -> dict[str, Entry]:
-    """What this machine reaches: a copy, and a product of matrices."""
-    source, target = torch.zeros(2, 64 << 20).unbind()
-    left, right, product = torch.rand(3, 1024, 1024).unbind()
-    return {
-        "copy": Entry(lambda: None, lambda: target.copy_(source)),
-        "product": Entry(lambda: None, lambda: torch.mm(left, right, out=product)),
-    }
-
-
 def measure(setting: Setting, timing: Timing, chosen: argparse.Namespace) -> list[str]:
-    """The rows of the table of times, of ratios and of the roofline."""
-    clock = Clock("cpu")
-    entries, deviations, flops = entries_of(setting, chosen)
-    entries |= machine()
+    """The lines of the table of times, of ratios and of the roofline."""
+    clock, found = Clock("cpu"), contest(setting, chosen)
+    entries = {name: Entry(lambda: None, call) for name, call in found.calls.items()} | machine()
     for entry in entries.values():
         warm_up(entry, timing, clock)
-    run_rounds(entries, timing, clock, (OURS, OURS), seed=0)
-    times = {name: median_interval(entry.samples_ms) for name, entry in entries.items()}
-    ratios = {
-        f"{a} / {b}": paired_ratio(entries[a].samples_ms, entries[b].samples_ms) for a, b in RATIOS if a in entries
-    }
+    pair = add_twin(entries, [OURS])
+    noise = run_rounds(entries, timing, clock, pair, seed=0)
+    times = times_of({name: entry for name, entry in entries.items() if name != pair[1]})
     said = [f"### {setting}, m = {chosen.landmarks}, {torch.get_num_threads()} threads", ""]
-    said += ["| " + " | ".join(["ms", *times]) + " |", "|" + "---|" * (1 + len(times))]
-    said += [
-        "| | " + " | ".join(f"{time.median:.1f} ({time.low:.1f}–{time.high:.1f})" for time in times.values()) + " |"
-    ]
-    said += ["", *(f"* {name}: {shown(ratio)}" for name, ratio in ratios.items())]
-    said += [f"* {name} deviates from {EAGER[name]} by {error:.1e}" for name, error in deviations.items()]
-    return [*said, roofline(setting, flops, times), ""]
-
-
-def roofline(setting: Setting, flops: int, times: dict[str, Estimate]) -> str:
+    said += table(["ms", *times], [["", *(shown(time, 1) for time in times.values())]])
+    ratios = {f"{a} / {b}": ratio(entries, a, b) for a, b in RATIOS}
+    said += ["", *(f"* {name}: {shown(known)}" for name, known in ratios.items() if known is not None)]
+    said += [f"* A/A ({OURS}): {shown(noise)}", *found.said]
     moved = 4 * 4 * HEADS * MAP_SIDE**2 * setting.dim  # q, k, v and the output, float32
-    bandwidth, speed = 2 * 4 * (64 << 20) / times["copy"].median, 2 * 1024**3 / times["product"].median  # a ms
-    moving, computing = moved / bandwidth, flops / speed
-    reached = max(moving, computing) / times[OURS].median
-    return (
-        f"* roofline: {moved / 1e6:.0f} MB at {bandwidth / 1e6:.1f} GB/s are {moving:.1f} ms, {flops / 1e9:.2f} GFLOP "
-        f"at {speed / 1e6:.0f} GFLOP/s {computing:.1f} ms; reached {100 * reached:.0f} %"
-    )
-
-
-def shown(ratio: Estimate) -> str:
-    return f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+    roof = Roofline.of(times)
+    said += [roof.line(name, moved, flops, times[name].median) for name, flops in found.flops.items()]
+    return [*said, ""]
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--budget", type=float, default=40.0, help="seconds a setting, after which no round starts")
-    parser.add_argument("--landmarks", type=int, default=16)
-    parser.add_argument("--iterations", type=int, default=6)
-    parser.add_argument("--rank", type=int, default=8)
+    parser = options(__doc__)
     parser.add_argument("--sides", type=int, nargs="+", default=[16, 32, 64], help="of the windows, in tokens")
-    parser.add_argument("--compiled", action="store_true", help="nystra by torch.compile, too")
+    parser.add_argument(
+        "--compiled", action=argparse.BooleanOptionalAction, default=True, help="nystra by torch.compile, too"
+    )
     chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    timing = Timing(rounds=chosen.rounds, budget_s=chosen.budget, again=False)
+    timing = timing_of(chosen)
     for setting in SETTINGS:
         if setting.side in chosen.sides:
             print(*measure(setting, timing, chosen), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
-    if not KEEP_MEMORY.keys() <= os.environ.keys():  # glibc reads them when the process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
-    with device_lock("cpu", quiet=True):  # a sweep beside it would disturb both
-        main()
+    alone(main)

@@ -1,4 +1,4 @@
-"""What exact attention costs in its forms, in one process: ``python benchmarks/exact_attention.py`` prints a table.
+"""What exact attention costs in its forms, in one process: ``python -m benchmarks.exact_attention`` prints a table.
 
 On a bundled SwinIR in several windows (position_bias interpolate) it times, interleaved and with the project's timer,
 
@@ -13,8 +13,6 @@ shifted layer; setup is what ``sdpa`` makes once and keeps. As in a sweep, memor
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from dataclasses import dataclass
 from itertools import product
 
@@ -22,15 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.common import alone, shown
 from nystra_bench.attention.base import Attention, Window, region_mask
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.exact_published import PublishedExactAttention
 from nystra_bench.attention.sdpa import FusedAttention
-from nystra_bench.instruments.environment import KEEP_MEMORY
-from nystra_bench.instruments.statistics import Estimate, median_interval, paired_ratio
+from nystra_bench.instruments.statistics import median_interval, paired_ratio
 from nystra_bench.instruments.timer import Clock, Entry, Timing, run_rounds, warm_up
 from nystra_bench.models import load_model, plug, setup_seconds
-from nystra_bench.sweep.locks import device_lock
 
 RATIOS = (("sdpa before", "sdpa"), ("exact", "sdpa"), ("exact_published", "exact"), ("exact_published", "sdpa"))
 
@@ -126,10 +123,6 @@ def row(setting: Setting, entries: dict[str, Entry], calls: dict[str, int]) -> s
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def shown(ratio: Estimate) -> str:
-    return f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
-
-
 def header() -> str:
     columns = ["threads", "image", "window", *(f"{form} ms" for form in FORMS)]
     columns += [f"{a} / {b}" for a, b in RATIOS] + ["calls a shifted layer", "setup ms"]
@@ -155,7 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if not KEEP_MEMORY.keys() <= os.environ.keys():  # glibc reads them when the process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
-    with device_lock("cpu", quiet=True):  # a sweep beside it would disturb both
-        main()
+    alone(main)

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nystra_bench.configuration import Catalogue, takes_text
 from nystra_bench.errors import UserError
+from nystra_bench.sweep.execution import EXECUTION
 from nystra_bench.sweep.grid import AXES, OPTION_AXES, Overrides
 
 TEXTS = ("name", "results")
@@ -32,6 +33,9 @@ NAMES = ("metrics", "tables", "figures", "retry")
 
 EXECUTOR = "executor"
 """The choice of where sessions run: one option with parameters, which is no axis."""
+
+NUMBERS = ("window_size", *(name for name, axis in EXECUTION.items() if not axis.words))
+"""Axes of numbers, beside what else they take."""
 
 PLUGINS = ("plugins", "hydra.searchpath")
 """What names folders of the user's own."""
@@ -126,7 +130,7 @@ def _folder(text: str) -> Path:
 
 def _axis(word: str, axis: str, written: str) -> list:
     """Values of an axis: names, or what Hydra's grammar has besides (numbers, mappings)."""
-    if axis == "window_size" or "{" in written:
+    if axis in NUMBERS or "{" in written:
         values = _by_grammar(word)
     else:
         inner = _without_brackets(written)

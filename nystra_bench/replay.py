@@ -18,7 +18,7 @@ from nystra_bench.configuration import Catalogue, add_to_path, configs_folder
 from nystra_bench.errors import UserError
 from nystra_bench.fetch.command import Parser, guarded
 from nystra_bench.measure.base import Measurement, measurement
-from nystra_bench.sweep import inspection
+from nystra_bench.sweep import execution, inspection
 from nystra_bench.sweep.agreement import Compared, compare
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.executors.base import SessionJob
@@ -159,6 +159,7 @@ def replan(recorded: Recorded) -> Planned:
         dtype=cell["dtype"],
         measure=Option.of(cell["measure"]["name"], recipe["measure"]),
         measurement=recorded.measurement,
+        execution=execution.setting(cell.get("execution", {})),
     )
     names = recipe["reference_names"]
     references = {role: Option.of(names[role], config) for role, config in recipe["references"].items()}

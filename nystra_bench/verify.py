@@ -28,6 +28,7 @@ from nystra_bench.report.frame import ReportData
 from nystra_bench.report.reading import load
 from nystra_bench.sweep.agreement import Compared, compare
 from nystra_bench.sweep.engine import Engine
+from nystra_bench.sweep.execution import EXECUTION
 from nystra_bench.text import printable
 from nystra_bench.words import IDENTITY
 
@@ -161,8 +162,9 @@ def _pairs(rows: pd.DataFrame, now: ReportData) -> list[tuple[int, int]]:
     written = pd.read_csv(io.StringIO(now.frame.to_csv(index=False)), dtype=str, keep_default_na=False)
     written.index = now.frame.index
     there = written[now.frame["status"] != "skipped"]
-    known = {tuple(row): index for index, row in zip(there.index, there[SAME].to_numpy(), strict=True)}
-    found = ((line, known.get(tuple(row))) for line, row in zip(rows.index, rows[SAME].to_numpy(), strict=True))
+    same = [*SAME, *(name for name in EXECUTION if name in rows and name in written)]
+    known = {tuple(row): index for index, row in zip(there.index, there[same].to_numpy(), strict=True)}
+    found = ((line, known.get(tuple(row))) for line, row in zip(rows.index, rows[same].to_numpy(), strict=True))
     return [(line, index) for line, index in found if index is not None]
 
 

@@ -10,6 +10,7 @@ import yaml
 from nystra_bench.cli import main
 from nystra_bench.measure.base import Circumstances, check_columns, measurement
 from nystra_bench.report.reading import load
+from nystra_bench.sweep.execution import EXECUTION
 from nystra_bench.words import IDENTITY, LAST, OUTCOME
 
 KNOWN = Circumstances(
@@ -60,7 +61,7 @@ def of_subject(subject, results) -> list[dict]:
 
 def test_it_says_what_it_needs_and_what_it_gives(subject, made):
     assert type(made).__doc__ and isinstance(made.version, str) and isinstance(made.place, int)
-    check_columns({subject.name: made}, dict.fromkeys([*IDENTITY, *OUTCOME, *LAST], "every table"))
+    check_columns({subject.name: made}, dict.fromkeys([*IDENTITY, *EXECUTION, *OUTCOME, *LAST], "every table"))
     assert all(column.header and column.meaning.endswith(".") for column in made.columns)
 
 

@@ -34,6 +34,8 @@ class ForwardTimer:
         model: whose attention is replaced.
         forward: calls a model on the input.
         released: the model as released; None where it is not timed, or is ``model`` itself.
+        compile: makes a model, with the attention that is plugged in, ready to be called where that is not part of a
+            call; gives the seconds that it took.
     """
 
     model: WindowedModel
@@ -41,6 +43,7 @@ class ForwardTimer:
     timing: Timing
     clock: Clock
     released: WindowedModel | None = None
+    compile: Callable[[WindowedModel], float] | None = None
 
     def entries(self, references: Mapping[str, Attention], others: Mapping[str, Attention]) -> dict[str, Entry]:
         """An entry for each attention by its name, and one for the released model; none is warmed up yet."""
@@ -63,6 +66,9 @@ class ForwardTimer:
     def warm_up(self, name: str, entry: Entry) -> None:
         """The first calls of an entry; what its attention keeps is made in them, whatever was kept before."""
         forget(self.model_of(name))
+        if self.compile is not None:
+            entry.prepare()
+            entry.compile_ms = 1e3 * self.compile(self.model_of(name))
         warm_up(entry, self.timing, self.clock)
         entry.setup_ms = 1e3 * setup_seconds(self.model_of(name))
 

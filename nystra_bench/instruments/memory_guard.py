@@ -29,6 +29,7 @@ class MemoryGuard:
         tile: side of the tiles that images are cut into; None where they are whole.
         device, dtype: where and in what precision the model runs.
         forward: restores (1, channels, side, side) by a model.
+        batch: so many images a call.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class MemoryGuard:
         device: str,
         dtype: torch.dtype,
         forward: Callable[[WindowedModel, Tensor], Tensor],
+        batch: int = 1,
     ):
         self.height, self.width = max(sizes, key=lambda size: size[0] * size[1])
         self.channels, self.tile = channels, tile or max(self.height, self.width)
-        self.device, self.dtype, self.forward = device, dtype, forward
+        self.device, self.dtype, self.forward, self.batch = device, dtype, forward, batch
 
     def check(self, model: WindowedModel) -> bool:
         """Whether it was worth a look; the attention that is plugged in then has run on a small image.
@@ -50,19 +52,22 @@ class MemoryGuard:
         Raises:
             MemoryError: the largest image needs more than is free.
         """
-        if self.height * self.width < LARGE:
+        if self.batch * self.height * self.width < LARGE:
             return False
         free = memory.free_memory(self.device)
         if free is None or memory.available(self.device):
             return False
-        seen = min(self.height, self.tile) * min(self.width, self.tile)
+        seen = self.batch * min(self.height, self.tile) * min(self.width, self.tile)
         needed = self.bytes_per_pixel(model) * seen + IMAGE_BYTES * self.height * self.width * model.scale**2
         if needed > free:
             raise MemoryError(
-                f"images of {self.width}x{self.height} pixels need about {needed / 1e9:.0f} GB of memory and "
+                f"{self._images()} of {self.width}x{self.height} pixels need about {needed / 1e9:.0f} GB of memory and "
                 f"{free / 1e9:.0f} GB are free: accepted are smaller images (task.crop=), or tiles (tile={PROBE})"
             )
         return True
+
+    def _images(self) -> str:
+        return "images" if self.batch == 1 else f"{self.batch} images in a call (batch={self.batch})"
 
     def bytes_per_pixel(self, model: WindowedModel) -> float:
         window = model.window_size  # in words where it is no square

@@ -51,6 +51,8 @@ class Entry:
     first_ms: float = 0.0
     setup_ms: float = 0.0
     """Within ``first_ms``: what is made once and kept."""
+    compile_ms: float = 0.0
+    """Before the first call: tracing and compiling, where the model is compiled."""
     call_ms: float = 0.0
     """Of the last call of the warm-up."""
     repeats: int = 1

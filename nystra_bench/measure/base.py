@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from nystra_bench.configuration import instantiate
 from nystra_bench.errors import UserError
 from nystra_bench.report.column import Column
+from nystra_bench.sweep.execution import EXECUTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +89,10 @@ class Measurement:
     needs: ClassVar[tuple[str, ...]]
     """The axes that decide its numbers, of ``AXES``; the others are in none of its cells. ``device`` and ``dtype`` are
     always among them; ``window_size`` and ``position_bias`` go with ``model``."""
+
+    execution: ClassVar[tuple[str, ...]] = ()
+    """The axes of how a model is run that decide its numbers, of ``EXECUTION``; for all others it runs in the usual
+    way. ``Workbench.forward`` obeys them."""
 
     quiet: ClassVar[bool] = False
     """Whether nothing else may run on the device meanwhile, as for timings."""
@@ -200,7 +205,15 @@ def measurement(name: str, config: Mapping) -> Measurement:
             f"measure={name}: {target} {said}: accepted is a tuple of {', '.join(AXES)}, with device and dtype in it "
             "and, where window_size or position_bias is, model"
         )
+    _check_execution(name, target, made.execution)
     return made
+
+
+def _check_execution(name: str, target: str, said: object) -> None:
+    if not isinstance(said, (tuple, list)) or not set(said) <= set(EXECUTION):
+        raise UserError(
+            f"measure={name}: {target} says execution={said}: accepted is a tuple of {', '.join(EXECUTION)}, or ()"
+        )
 
 
 def check_columns(measurements: Mapping[str, Measurement], taken: Mapping[str, str]) -> None:

@@ -47,6 +47,7 @@ class Latency(Measurement):
     """On the task's first image; see docs/METHODOLOGY.md, Timing."""
 
     needs = AXES
+    execution = ("runtime", "threads", "batch", "memory_format")
     trained = False
     quiet = True
     tolerance = 0.1
@@ -57,7 +58,8 @@ class Latency(Measurement):
         Column("latency_iqr_ms", "latency IQR (ms)", "Interquartile range of one forward pass.", 2),
         Column("first_ms", "first call (ms)", "The first call, which is in no other number.", 1),
         Column("setup_ms", "set-up (ms)", "Time for what the method makes once a layer and window size and keeps: "
-               "factors of the position bias, say. It is part of the first call, and in no other number.", 1),
+               "factors of the position bias, say. It is part of the first call, and in no other number. Where the "
+               "model is compiled, that time, too, which is before the first call.", 1),
         *(_speedup(against, what) for against, what in AGAINST.items()),
         *(Column(f"{name}_{end}", f"{name}, {end}", f"The {end} end of its interval.", 3)
           for name in RATIOS for end in ("low", "high")),
@@ -82,6 +84,7 @@ class Latency(Measurement):
         samples, others = value["samples_ms"], companions(value, cell)
         record = {"latency_ms": float(np.median(samples)), "latency_iqr_ms": interquartile_range(samples)}
         record |= {name: number(value.get(name)) for name in ("first_ms", "setup_ms")}
+        record |= {"compile_ms": number(value["compile_ms"])} if "compile_ms" in value else {}
         for reference, column in zip(AGAINST, RATIOS, strict=True):
             if ratio := ratio_of(others.get(reference), samples):
                 record |= {column: ratio.median, f"{column}_low": ratio.low, f"{column}_high": ratio.high}
@@ -149,6 +152,7 @@ class TimedSession:
             Timing(**bench.request["timing"]),
             Clock(bench.device),
             None if bench.native is bench.model else bench.native,
+            bench.compile,
         )
         # Which entry times a cell: a reference's where it is the same attention, else one of its own.
         references = {canonical_json(config): name for name, config in bench.request["references"].items()}
@@ -201,12 +205,12 @@ class TimedSession:
 
         bench = self.bench
         bench.guard.check(bench.without_attention())
-        if self.timer.clock(lambda: bench.forward(bench.model, bench.first_input)) > LONG_MS:
+        if self.timer.clock(lambda: bench.forward_eager(bench.model, bench.first_input)) > LONG_MS:
             return
         for config in bench.request["references"].values():
             try:
                 bench.place_attention(instantiate(config))
-                bench.forward(bench.model, bench.first_input)
+                bench.forward_eager(bench.model, bench.first_input)
             except Exception:  # it fails as an entry, too, and is told there
                 traceback.print_exc(file=sys.stderr)
         plug(bench.model, bench.references[FLOOR])
@@ -236,7 +240,8 @@ class TimedSession:
         return {
             "samples_ms": entry.samples_ms,
             "first_ms": entry.first_ms,
-            "setup_ms": entry.setup_ms or None,
+            "setup_ms": entry.setup_ms + entry.compile_ms or None,
+            **({"compile_ms": entry.compile_ms} if entry.compile_ms else {}),
             "repeats": entry.repeats,
             "companions": {name: e.samples_ms for name, e in entries.items() if name not in cells},
             "about": about,

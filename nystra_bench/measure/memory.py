@@ -16,6 +16,7 @@ class Memory(Measurement):
     """On the task's first image; what the attention keeps between calls counts."""
 
     needs = AXES
+    execution = ("runtime", "threads", "batch", "memory_format")
     trained = False
     tolerance = 0.05
     place = 20
@@ -47,10 +48,10 @@ class Memory(Measurement):
         call()  # what libraries allocate once is no cost of the attention
         forget(bench.model)  # what the attention keeps is
         peak, method = memory.peak_memory(call, bench.device)
-        flops = count_flops(lambda: bench.call(bench.model, bench.first_input))
+        flops = count_flops(lambda: bench.call(bench.model, bench.first_input, eager=True))
         if self._without_attention is None:
             bare = bench.without_attention()
-            self._without_attention = count_flops(lambda: bench.call(bare, bench.first_input))
+            self._without_attention = count_flops(lambda: bench.call(bare, bench.first_input, eager=True))
             plug(bench.model, job.attention)
         attention = flops - self._without_attention
         value = {"peak_mb": peak, "method": method, "gflops": flops / 1e9, "attention_gflops": attention / 1e9}

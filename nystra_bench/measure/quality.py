@@ -36,6 +36,7 @@ class Quality(Measurement):
     """Every metric is a part of the value: one that is new is computed alone, and the others stay."""
 
     needs = AXES
+    execution = ("runtime", "memory_format")  # images are restored one by one, whatever the batch
     place = 30
     columns = (Column("images", "images", "Number of images the quality is a mean over.", 0),)
     row_columns = ("image", "height", "width", "metric", "value")
@@ -267,13 +268,11 @@ class OriginalOutputs:
         return np.load(file)
 
     def _restore(self, which: str, model, sample: Sample) -> np.ndarray:
-        import torch
-
         from nystra_bench.models import plug
 
         if which == ORIGINAL:
             plug(model, self.bench.references[ORIGINAL])
-        return self.bench.restore(model, sample, torch.promote_types(self.bench.dtype, torch.float32))
+        return self.bench.restore_original(model, sample)
 
 
 def _merged(had: Mapping, new: dict, wanted: list[str]) -> dict:

@@ -107,7 +107,7 @@ def build_report(
     write_atomically(folder / "environment.json", json.dumps(data.environments, indent=1, ensure_ascii=False) + "\n")
     page = folder / "report.html"
     write_atomically(page, render(data, tables, figures, config_yaml))
-    return Report(page, list(data.cells["status"]))
+    return Report(page, list(data.cells.drop_duplicates("key")["status"]))  # one may be part of several rows
 
 
 def _failed(kind: str, name: str, title: str | None, error: Exception) -> Part:

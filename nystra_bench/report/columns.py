@@ -12,6 +12,7 @@ import pandas as pd
 from nystra_bench.measure.latency import RATIOS
 from nystra_bench.report.column import Column
 from nystra_bench.report.frame import ReportData
+from nystra_bench.sweep.execution import EXECUTION
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ _KNOWN = [
     Column("settings", "settings", "Parameters of the attention, beyond landmarks and iterations, that differ here."),
     Column("device", "device", "Where it was measured."),
     Column("dtype", "dtype", "Precision of the computation."),
+    *(axis.column for axis in EXECUTION.values()),
+    Column("compile_ms", "compiling (ms)", "Time for tracing and compiling the model, before the first call; it is "
+           "part of the set-up.", 0),
     Column("kernel", "kernel", "Which kernel computed the attention, where there is a choice: one of PyTorch's, "
            "fused (ours) or eager (separate operations; in brackets why)."),
     Column("measure_parameters", "measured", "Parameters of the measurements that have any."),
@@ -153,7 +157,7 @@ def interval_cell(row: pd.Series, column: Column) -> TableCell:
     return TableCell(text, value, "number", "In brackets the interval of the median over rounds.")
 
 
-IDENTIFYING = ["model", "window", "bias", "task", "task_parameters", "dataset", "device", "dtype", "images"]
+IDENTIFYING = ["model", "window", "bias", "task", "task_parameters", "dataset", "device", "dtype", "images", *EXECUTION]
 
 
 def readable_table(data: ReportData, frame: pd.DataFrame, names: list[str]) -> ReadableTable:

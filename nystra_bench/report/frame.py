@@ -16,6 +16,7 @@ from nystra_bench.measure.latency import noise_of
 from nystra_bench.measure.quality import Quality
 from nystra_bench.report.column import Column
 from nystra_bench.sweep.cell import Cell
+from nystra_bench.sweep.execution import EXECUTION
 from nystra_bench.sweep.store import Store
 from nystra_bench.words import REFERENCES
 
@@ -23,7 +24,13 @@ SEVERITY = ("done", "skipped", "unstable", "missing", "nonfinite", "failed", "oo
 """Statuses from best to worst; the worst of a row's measures is the row's."""
 
 GROUP = ["model", "window", "bias", "task", "task_parameters", "dataset", "device", "dtype"]
-"""The columns within which rows are compared with one another."""
+"""The columns within which rows are compared with one another; and those of how the model was run (``within``)."""
+
+
+def within(columns: list[str], frame: pd.DataFrame | dict[str, Any] | pd.Series) -> list[str]:
+    """These columns and, where the device is one of them, those of how the model was run, which stand there only where
+    some row is not at the default."""
+    return [*columns, *(name for name in EXECUTION if name in frame and "device" in columns)]
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class TimingSession:
     """What one timing session says about itself.
 
     Attributes:
-        group: the values of ``GROUP`` that its rows share.
+        group: the values that its rows share, of ``GROUP`` and of how the model was run.
         rounds: how many rounds were timed.
         noise: exact attention against itself (A/A), the ratio that should be 1; None where it was not measured.
         medians: companion -> median latency in ms.
@@ -49,7 +56,7 @@ class Panel:
     """The stored pictures of one group, for one image; files are read when they are asked for.
 
     Attributes:
-        group: the values of ``GROUP`` that its rows share.
+        group: the values that its rows share, of ``GROUP`` and of how the model was run.
         outputs: index in ``ReportData.frame`` -> file with the output of that row.
         source: file with the degraded and the clean image; None where it is not stored.
     """
@@ -146,7 +153,7 @@ class ReportData:
         return next(session for session in self.sessions if session.name == self._session_name(row))
 
     def _group(self, row: int) -> dict[str, Any]:
-        return {column: self.frame.at[row, column] for column in GROUP}
+        return {column: self.frame.at[row, column] for column in within(GROUP, self.frame)}
 
     def _session_name(self, row: int) -> str:
         return f"{self.details.at[row, 'latency_session']} {list(self._group(row).values())}"

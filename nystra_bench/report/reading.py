@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from nystra_bench.errors import UserError
 from nystra_bench.measure.base import Measurement, measurement
 from nystra_bench.report.frame import SEVERITY, ReportData
 from nystra_bench.sweep.cell import assignments, canonical_json
+from nystra_bench.sweep.execution import EXECUTION
 from nystra_bench.sweep.grid import DEFAULTS
 from nystra_bench.sweep.planfile import read_cells
 from nystra_bench.sweep.store import Store
@@ -23,12 +24,17 @@ from nystra_bench.words import FUSED, IDENTITY, LAST, ORIGINAL, OUTCOME
 INTEGERS = ["window", "landmarks", "iterations", "images"]
 TEXTS = ["model", "bias", "task", "dataset", "attention", "parameters", "bias_use", "mask_use", "kernel"]
 TEXTS += ["device", "dtype", "status", "reason", "task_parameters", "measure_parameters"]
+INTEGERS += [name for name, axis in EXECUTION.items() if not axis.words]
+TEXTS += [name for name, axis in EXECUTION.items() if axis.words]
+
 
 @dataclass
 class _Row:
     """One configuration while it is being put together."""
 
     cell: dict
+    execution: dict = field(default_factory=dict)
+    """how the model was run, where not as usual"""
     uses: dict = field(default_factory=dict)
     """what the attention makes of ``bias`` and ``mask``, and whether it is ``exact``"""
     measures: dict[str, dict] = field(default_factory=dict)
@@ -86,25 +92,56 @@ def _plan(results: Path, sweep: str) -> list[dict]:
 
 def _rows(store: Store, plan: list[dict], known: _Measurements) -> list[_Row]:
     """The cells of the plan put together to configurations, those of one group beside each other."""
-    rows: dict[tuple[str, int], _Row] = {}
+    rows: dict[tuple[str, str, int], _Row] = {}
+    ways = _ways(plan, known)
     for planned in plan:
         cell = planned["cell"]
-        name, shared = cell["measure"]["name"], _identity(cell)
-        # The same measurement twice (on other hardware, with other parameters) is another row, never written over.
-        turn = 0
-        while name in rows.get((shared, turn), _Row(cell)).measures:
-            turn += 1
-        row = rows.setdefault((shared, turn), _Row(cell, planned.get("uses") or {}))
-        row.measures[name] = _measured(store, planned, known)
-    groups: dict[str, list[_Row]] = defaultdict(list)
-    for row in rows.values():
-        groups[_identity(row.cell, "attention")].append(row)
+        name, shared, obeyed = cell["measure"]["name"], _identity(cell), known.of(cell).execution
+        outcome = _measured(store, planned, known)
+        for way in ways[shared].values():
+            if _restricted(way, obeyed) != cell.get("execution", {}):
+                continue
+            # The same measurement twice (on other hardware, with other parameters) is another row, never written over.
+            place, turn = canonical_json(way), 0
+            while name in rows.get((shared, place, turn), _Row(cell)).measures:
+                turn += 1
+            row = rows.setdefault((shared, place, turn), _Row(cell, way, planned.get("uses") or {}))
+            row.measures[name] = outcome
+    groups: dict[tuple[str, str], list[_Row]] = defaultdict(list)
+    for (_, place, _), row in rows.items():
+        groups[_identity(row.cell, "attention"), place].append(row)
     return [row for group in groups.values() for row in group]
 
 
+def _ways(plan: list[dict], known: _Measurements) -> dict[str, dict[str, dict]]:
+    """In which ways the model of each configuration was run, each a row.
+
+    A measurement that does not obey an axis (quality and the threads) is part of every row that agrees in those that it
+    obeys; it makes a row of its own only where there is no other.
+    """
+    found: dict[str, list[tuple[set[str], dict]]] = defaultdict(list)
+    for planned in plan:
+        cell = planned["cell"]
+        found[_identity(cell)].append((set(known.of(cell).execution), cell.get("execution", {})))
+    ways: dict[str, dict[str, dict]] = {}
+    for shared, told in found.items():
+        own = [
+            way
+            for obeyed, way in told
+            if not any(obeyed < other and _restricted(further, obeyed) == way for other, further in told)
+        ]
+        ways[shared] = {canonical_json(way): way for way in own}
+    return ways
+
+
+def _restricted(way: Mapping, obeyed: Iterable[str]) -> dict:
+    return {name: value for name, value in way.items() if name in obeyed}
+
+
 def _identity(cell: dict, *without: str) -> str:
-    """What tells one configuration from another, as text."""
-    return canonical_json({k: v for k, v in cell.items() if k not in ("schema", "measure", "settings", *without)})
+    """What tells one configuration from another, as text, whatever way it was run."""
+    left_out = ("schema", "measure", "settings", "execution", *without)
+    return canonical_json({k: v for k, v in cell.items() if k not in left_out})
 
 
 def _measured(store: Store, planned: dict, known: _Measurements) -> dict:
@@ -152,7 +189,8 @@ class _Assembly:
         for index, row in enumerate(rows):
             self._add(index, row)
         always = list({type(m): m for m in (*self.known.usual(), *self.measurements.values())}.values())
-        names = [*IDENTITY, *(name for made in always for name in made.names), *OUTCOME]
+        executed = self._executed(rows)
+        names = [*IDENTITY, *executed, *(name for made in always for name in made.names), *OUTCOME]
         frame = _frame(self.records, names)
         return ReportData(
             sweep=self.sweep,
@@ -192,6 +230,17 @@ class _Assembly:
         record["measure_parameters"] = "; ".join(f"{name}: {params}" for name, params in told.items() if params)
         self.records.append(record)
         self.details.append(detail)
+
+    def _executed(self, rows: list[_Row]) -> list[str]:
+        """The axes of how models were run that are not as usual in some row; every row then says which it is."""
+        names = [name for name in EXECUTION if any(name in row.execution for row in rows)]
+        for record, row in zip(self.records, rows, strict=True):
+            cells = [outcome["cell"] for outcome in row.measures.values()]
+            for name in names:
+                costs = (cell["settings"].get(name) for cell in cells)  # they tell the machine's threads
+                usual = next((said for said in costs if said is not None), EXECUTION[name].default)
+                record[name] = row.execution.get(name, usual)
+        return names
 
     def _long(self, name: str, records: list[dict]) -> pd.DataFrame:
         columns = ["row", *self.measurements[name].row_columns]

@@ -9,7 +9,8 @@ import pandas as pd
 
 from nystra_bench.instruments.statistics import ENOUGH, LEVEL, interval_rank
 from nystra_bench.report.columns import number
-from nystra_bench.report.frame import GROUP, SEVERITY, ReportData, TimingSession
+from nystra_bench.report.frame import GROUP, SEVERITY, ReportData, TimingSession, within
+from nystra_bench.sweep.execution import EXECUTION
 from nystra_bench.words import FLOOR, FUSED, ORIGINAL, RELEASED
 
 ORIGINALS = (
@@ -37,9 +38,15 @@ def originals(data: ReportData) -> str:
 def group_label(group: dict | pd.Series, columns: list[str] = GROUP) -> str:
     """The values of a group in words: ``swinir_w8, window 32, bias drop, denoise (sigma=25), bundled, cpu float32``.
 
-    What its measurements do not need is left out.
+    What its measurements do not need is left out. How the model was run is there where it is a column.
     """
-    words = {name: str(group[name]) for name in columns if not pd.isna(group[name])}
+    return _label(group, within(columns, group))
+
+
+def _label(group: dict | pd.Series, columns: list[str]) -> str:
+    """The same of exactly these columns."""
+    told = {name: group[name] for name in columns if not pd.isna(group[name])}
+    words = {name: str(value) for name, value in told.items() if name not in EXECUTION}
     for name in ("window", "bias"):
         if name in words:
             words[name] = f"{name} {words[name]}"
@@ -48,24 +55,25 @@ def group_label(group: dict | pd.Series, columns: list[str] = GROUP) -> str:
         words["task"] += f" ({parameters})"
     if {"device", "dtype"} <= words.keys():
         words["device"] += f" {words.pop('dtype')}"
-    return ", ".join(words.values())
+    how = [f"{name}={value}" for name, value in told.items() if name in EXECUTION]
+    return ", ".join([*words.values(), *how])
 
 
 def shared_columns(data: ReportData) -> list[str]:
     """The columns of ``GROUP`` in which all rows agree."""
-    return [name for name in GROUP if data.frame[name].nunique(dropna=False) == 1]
+    return [name for name in within(GROUP, data.frame) if data.frame[name].nunique(dropna=False) == 1]
 
 
 def shared(data: ReportData) -> str:
     """What all rows have in common, once and for all; empty where there is nothing."""
     columns = shared_columns(data)
-    return f"All of this is on {group_label(data.frame.iloc[0], columns)}." if columns else ""
+    return f"All of this is on {_label(data.frame.iloc[0], columns)}." if columns else ""
 
 
 def short_label(data: ReportData, group: dict | pd.Series) -> str:
     """What tells a group from the others of the sweep; empty where it is the only one."""
     columns = shared_columns(data)
-    return group_label(group, [name for name in GROUP if name not in columns])
+    return _label(group, [name for name in within(GROUP, group) if name not in columns])
 
 
 def method_label(data: ReportData, row: int) -> str:
@@ -142,9 +150,9 @@ def overview(data: ReportData) -> str:
     counts = data.frame["status"].value_counts()
     known = [*SEVERITY, *counts.index.difference(SEVERITY)]
     statuses = ", ".join(f"{counts[status]} {status}" for status in known if status in counts)
-    groups = data.frame[GROUP].drop_duplicates()
+    groups = data.frame[within(GROUP, data.frame)].drop_duplicates()
     return (
-        f"{len(data.frame)} configurations from {len(data.cells)} measurements ({statuses or 'none'}): "
+        f"{len(data.frame)} configurations from {data.cells['key'].nunique()} measurements ({statuses or 'none'}): "
         f"{count(data.frame['attention'].nunique(), 'attention')} in {count(len(groups), 'setting')} of model, window, "
         f"position bias, task, data, device and precision. {shared(data)}"
     )
@@ -173,7 +181,8 @@ def findings(data: ReportData) -> list[Finding]:
 
 
 def groups(frame: pd.DataFrame, columns: list[str] = GROUP) -> Iterator[tuple[dict, pd.DataFrame]]:
-    """The rows that agree in ``columns``, groups in the order of the table."""
+    """The rows that agree in ``columns`` and, with the device, in how the model was run, in the order of the table."""
+    columns = within(columns, frame)
     for values, rows in frame.groupby(columns, sort=False, dropna=False):
         yield dict(zip(columns, values, strict=True)), rows
 

@@ -73,14 +73,14 @@ class Cell:
         return " ".join([*self._setting(), self.content["device"], self.content["dtype"]])
 
     def _setting(self) -> list[str]:
-        """Model, window, bias and task, in words."""
+        """Model, window, bias, task and how the model is run where that is not the usual way, in words."""
         c, words = self.content, []
         if "model" in c:
             words.append(c["model"]["name"])
         words += [f"{name}={c[key]}" for name, key in (("window", "window"), ("bias", "position_bias")) if key in c]
         if "task" in c:
             words.append(f"{c['task']['name']} {assignments(c['task']['params'], without='seed')}".rstrip())
-        return words
+        return [*words, *filter(None, [assignments(c.get("execution", {}))])]
 
 
 def _called(option: Mapping) -> str:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from nystra_bench.sweep.cell import Cell
+from nystra_bench.sweep.cell import Cell, assignments
 
 APART_S = 1.0
 """When a cell was finished is kept to the second: those that seem to have begun no more apart were timed together."""
@@ -46,7 +46,7 @@ def _kinds(cell: Cell) -> list[tuple]:
     """What cells are compared by: the same model, task and window, or the model, or the measurement alone."""
     c = cell.content
     model, task = (c.get(axis, {}).get("name") for axis in ("model", "task"))
-    measure, where = c["measure"]["name"], (c["device"], c["dtype"])
+    measure, where = c["measure"]["name"], (c["device"], c["dtype"], assignments(c.get("execution", {})))
     return [(measure, *where, model, task, c.get("window")), (measure, *where, model), (measure, *where)]
 
 

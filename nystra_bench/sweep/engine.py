@@ -14,6 +14,7 @@ from nystra_bench.configuration import Catalogue
 from nystra_bench.errors import UserError, unknown
 from nystra_bench.measure.base import check_columns
 from nystra_bench.sweep.cell import SCHEMA
+from nystra_bench.sweep.execution import EXECUTION
 from nystra_bench.sweep.executors.base import LOG, SessionJob, executor
 from nystra_bench.sweep.files import unwritable
 from nystra_bench.sweep.grid import Combination, Option, Overrides, expand, listed
@@ -129,7 +130,7 @@ class Engine:
         measurements = {c.measure.name: c.measurement for c in combinations}
         given = {name for made in measurements.values() for name in made.names}
         taken = {name: f"metrics={name}" for name in self.metrics if name not in given}
-        check_columns(measurements, taken | dict.fromkeys([*IDENTITY, *OUTCOME, *LAST], "every table"))
+        check_columns(measurements, taken | dict.fromkeys([*IDENTITY, *EXECUTION, *OUTCOME, *LAST], "every table"))
 
     def _check_writable(self) -> None:
         """Before anything is measured: hours of it would be lost at the end otherwise."""

@@ -2,7 +2,8 @@
 
 A block is a product of axes. An axis holds one value or a list. Those of the *option axes* (model, task, attention,
 device, measure) are names of configuration files, or mappings ``{name: nystra, landmarks: [8, 16]}`` whose lists are
-axes again. What the user gives on the command line replaces that axis in every block.
+axes again. How a model is run (``execution``) are axes, too, with defaults. What the user gives on the command line
+replaces that axis in every block.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Any
 
 from nystra_bench.configuration import BIAS_MODES, Catalogue
 from nystra_bench.errors import UserError, did_you_mean, unknown
+from nystra_bench.measure.base import AXES as NEEDED
 from nystra_bench.measure.base import Measurement, measurement
+from nystra_bench.sweep import execution
 from nystra_bench.sweep.cell import canonical_json
+from nystra_bench.sweep.execution import EXECUTION, Setting
 
 OPTION_AXES = ("model", "task", "attention", "device", "measure")
 AVAILABLE = "available"
@@ -28,7 +32,7 @@ DEFAULTS = {
     "measure": ["quality", "latency", "memory"],
     "device": AVAILABLE,
 }
-AXES = ("model", "task", "window_size", "position_bias", "attention", "device", "dtype", "measure")
+AXES = (*NEEDED, *EXECUTION, "measure")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -51,7 +55,7 @@ class Option:
 class Combination:
     """What the configuration asks for; it becomes a cell once the weights, images and devices have been looked at.
 
-    What its measurement does not need is None.
+    What its measurement does not need is None, and what of ``execution`` it does not obey is left out.
     """
 
     model: Option | None
@@ -63,6 +67,7 @@ class Combination:
     dtype: str
     measure: Option
     measurement: Measurement = field(compare=False)
+    execution: Setting = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ def expand(blocks: list[Mapping], overrides: Overrides, catalogue: Catalogue) ->
         combinations |= dict.fromkeys(_expand_block(block, overrides, catalogue))
     if not combinations:
         raise UserError("the options leave no cell to measure: widen attention=, window_size= or position_bias=")
+    _check_obeyed(combinations, overrides, catalogue)
     return list(combinations)
 
 
@@ -126,14 +132,16 @@ def _expand_block(block: Mapping, overrides: Overrides, catalogue: Catalogue) ->
     made = {option: measurement(option.name, option.config) for option in measures}
     needed = {axis: option.name for option, its in made.items() for axis in its.needs}
     values = []
-    for axis in AXES[:-1]:
+    for axis in NEEDED:
         given = _values(axis, block, overrides, catalogue)
         if given is None and axis in needed:
             raise _unnamed(axis, catalogue)
         values.append([None] if given is None else given)
-    for model, task, window, bias, attention, device, dtype, measure in itertools.product(*values, measures):
+    executed = execution.settings(lambda axis, default: listed(_narrowed(axis, block.get(axis, default), overrides)))
+    product = itertools.product(*values, executed, measures)
+    for model, task, window, bias, attention, device, dtype, how, measure in product:
         yield _normalised(
-            Combination(model, task, window, bias, attention, device, dtype, measure, made[measure])
+            Combination(model, task, window, bias, attention, device, dtype, measure, made[measure], how)
         )
 
 
@@ -196,6 +204,18 @@ def _check_parameters(blocks: list[Mapping], overrides: Overrides, catalogue: Ca
                 raise untaken(axis, parameter, values, taken)
 
 
+def _check_obeyed(combinations: Iterable[Combination], overrides: Overrides, catalogue: Catalogue) -> None:
+    """A way to run models that no chosen measurement obeys is a mistake: all would run in the usual one."""
+    taken = {pair for c in combinations for pair in c.execution}
+    for axis, about in EXECUTION.items():
+        for value in overrides.axes.get(axis, []):
+            if value != about.default and (axis, value) not in taken:
+                known = ((name, catalogue.option("measure", name)) for name in catalogue.names("measure"))
+                obeying = ", ".join(name for name, config in known if axis in measurement(name, config).execution)
+                chosen = ",".join(dict.fromkeys(c.measure.name for c in combinations))
+                raise UserError(f"{axis}={value} changes nothing in measure={chosen}: accepted beside it are {obeying}")
+
+
 def untaken(axis: str, parameter: str, values: list, taken: set[str]) -> UserError:
     """The error for a parameter that no chosen option of an axis takes; ``taken`` are those that are."""
     hint = did_you_mean(parameter, taken, prefix=f"{axis}.")
@@ -221,6 +241,7 @@ def _normalised(combination: Combination) -> Combination:
     """Only what its measurement needs. ``position_bias=native`` is the model as released, in its own window."""
     if combination.position_bias == "native" and combination.window_size != "native":
         combination = replace(combination, window_size="native")
-    unneeded = set(AXES[:-1]) - set(combination.measurement.needs)
+    unneeded = set(NEEDED) - set(combination.measurement.needs)
     nothing: dict[str, Any] = dict.fromkeys(unneeded)
-    return replace(combination, **nothing)
+    how = execution.obeyed(combination.execution, combination.measurement.execution)
+    return replace(combination, **nothing, execution=how)

@@ -250,7 +250,8 @@ def _device(config: dict) -> dict:
         return {"refusal": "PyTorch finds no CUDA GPU on this machine"}
     if kind not in ("cpu", "cuda"):
         raise UserError(f"device: _type_={kind} is unknown: accepted are cpu, cuda")
-    return {"refusal": None, "kind": kind, "hardware": hardware(kind), "threads": threads}
+    cores = os.cpu_count() or 1
+    return {"refusal": None, "kind": kind, "hardware": hardware(kind), "threads": threads, "cores": cores}
 
 
 def end_with_parent() -> None:

@@ -13,6 +13,7 @@ from nystra_bench.errors import UserError
 from nystra_bench.instruments.sources import combined
 from nystra_bench.measure.base import Circumstances
 from nystra_bench.sizes import Size, size_text
+from nystra_bench.sweep import execution
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.grid import AVAILABLE, Combination, Option, Overrides
 from nystra_bench.sweep.inspection import use
@@ -129,9 +130,11 @@ class Planner:
         window = c.window_size if isinstance(c.window_size, int) else model.get("native_window") if model else None
         if c.position_bias == "interpolate" and window == model.get("native_window"):
             c = replace(c, position_bias="native")  # nothing is stretched: it is the same model
-        known = self._circumstances(machine, attention, model)
+        c = replace(c, execution=execution.on_machine(c.execution, machine))
+        known = self._circumstances(machine | dict(c.execution), attention, model)
         content = {"measure": self._measure(c), **self._content(c, window)}
         content |= {"device": c.device.name, "dtype": c.dtype, "settings": self._settings(c, machine, known)}
+        content |= {"execution": dict(c.execution)} if c.execution else {}
         refused = _untrained(c, model) or _own_windows(c, model, window)
         reason = refused or _refusal(self._sides(c, model), window, attention, machine, model, task)
         unfit = self._unfit(c, model, task) if model and not reason else None

@@ -44,7 +44,7 @@ class End:
 
 @dataclass
 class Session:
-    """Cells that share model, task, window, bias mode, device and dtype: what may be compared with one another."""
+    """Cells that share model, task, window, bias mode, device, dtype and execution: what may be compared."""
 
     planned: list[Planned] = field(default_factory=list)
 
@@ -61,6 +61,7 @@ class Session:
             "position_bias": c.position_bias,
             "device": c.device.config,
             "dtype": c.dtype,
+            "execution": dict(c.execution),
             "cells": [
                 {
                     "cell": p.cell.text,
@@ -78,7 +79,7 @@ def group(planned: Iterable[Planned]) -> list[Session]:
     sessions: dict[tuple, Session] = {}
     for p in planned:
         c = p.combination
-        key = (_text(c.model), _text(c.task), p.window, c.position_bias, c.device.text, c.dtype)
+        key = (_text(c.model), _text(c.task), p.window, c.position_bias, c.device.text, c.dtype, c.execution)
         sessions.setdefault(key, Session()).planned.append(p)
     return list(sessions.values())
 

@@ -7,7 +7,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from nystra_bench.attention.base import Attention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.configuration import instantiate
 from nystra_bench.errors import UserError
+from nystra_bench.instruments.compiled import CompiledModels
 from nystra_bench.instruments.environment import environment, hardware
 from nystra_bench.instruments.memory_guard import MemoryGuard
 from nystra_bench.instruments.threads import thread_count
@@ -41,6 +42,9 @@ RECIPE = (
     *("references", "reference_names", "timing", "tiling", "seed", "tf32"),
 )
 """What of a session's request a cell is repeated by, besides its own entries."""
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+"""What the axis ``memory_format`` calls them."""
 
 ABSENT: Any = None
 """A task, model or attention that no measurement of the session needs; one that does need it has it."""
@@ -84,6 +88,11 @@ def reason_of(error: BaseException) -> str:
     return (said if is_sentence else f"{type(error).__name__}: {said}").splitlines()[0][:300]
 
 
+def _laid_out(x: Any, memory_format: torch.memory_format) -> Any:
+    """A tensor or a module in this layout; in the usual one it is left as it is."""
+    return x if memory_format == torch.contiguous_format else x.to(memory_format=memory_format)
+
+
 class Workbench:
     """One session, as measurements see it.
 
@@ -92,6 +101,7 @@ class Workbench:
     Args:
         request: ``store``, ``sys_path``, ``metrics`` and ``references`` (configurations by name), ``timing``,
             ``tiling`` (``tile`` and ``overlap``, or nothing), ``seed``, ``tf32``, and what ``Session.request`` adds.
+            ``execution`` has the axes of ``execution.py`` that are not at their defaults.
         tell: takes events for the parent.
     """
 
@@ -102,6 +112,9 @@ class Workbench:
         self.store = Store(Path(request["store"]))
         self.device = request["device"]["_type_"]
         self.dtype = getattr(torch, request["dtype"])
+        self.execution: dict = request.get("execution") or {}  # what of it is not as usual
+        self.memory_format = MEMORY_FORMATS[self.execution.get("memory_format", "contiguous")]
+        self.compiled = CompiledModels() if self.execution.get("runtime") == "compiled" else None
         self.settled: set[str] = set()
         """Keys of the cells that have a result or a failure."""
 
@@ -110,24 +123,35 @@ class Workbench:
     def load(self) -> None:
         """Load what the cells need; raises what is wrong with it."""
         request = self.request
-        torch.set_num_threads(thread_count(request["device"]["threads"]))
+        torch.set_num_threads(self.threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(request["tf32"])
         self.references: dict[str, Attention] = {n: instantiate(config) for n, config in request["references"].items()}
         self.task: Task = instantiate(request["task"]) if request["task"] else ABSENT
         if not request["model"]:
             return
         bias = request["position_bias"] or RELEASED
-        self.model = self._load_model(request["window"], bias, self.dtype)
+        self.model = self._load_model(request["window"], bias, self.dtype, self.memory_format)
         is_native = bias == RELEASED
-        self.native = self.model if is_native else self._load_model(None, RELEASED, self.dtype)
+        self.native = self.model if is_native else self._load_model(None, RELEASED, self.dtype, self.memory_format)
         if self.task:
             tile = (request["tiling"] or {}).get("tile")
             self.guard = MemoryGuard(
-                self.task.sizes(), self.task.channels, tile, self.device, self.dtype, self.forward
+                self.task.sizes(), self.task.channels, tile, self.device, self.dtype, self.forward_eager, self.batch
             )
 
-    def _load_model(self, window: int | None, bias: str, dtype: torch.dtype) -> WindowedModel:
+    @property
+    def threads(self) -> int:
+        return self.execution.get("threads") or thread_count(self.request["device"]["threads"])
+
+    @property
+    def batch(self) -> int:
+        return self.execution.get("batch", 1)
+
+    def _load_model(
+        self, window: int | None, bias: str, dtype: torch.dtype, memory_format: torch.memory_format
+    ) -> WindowedModel:
         model = load_configured(self.request["model"], window, bias).to(self.device, dtype)
+        _laid_out(model, memory_format)
         for name, tensor in model.state_dict().items():
             if not torch.isfinite(tensor).all():
                 raise NotFinite(f"the weights are not finite: {name} holds NaN or infinite numbers")
@@ -137,25 +161,28 @@ class Workbench:
     def originals(self) -> dict[str, WindowedModel]:
         """The models that deviations are measured from: ``exact`` in the session's window, ``native`` as released.
 
-        In float32 where the session is of half precision: what half precision does to the output is part of a
-        deviation. Plug the exact reference in before use.
+        In float32 where the session is of half precision, and laid out as usual: what half precision and another way
+        to run do to the output is part of a deviation. Plug the exact reference in before use.
         """
-        precise = torch.promote_types(self.dtype, torch.float32)
-        if precise == self.dtype:
+        precise, usual = torch.promote_types(self.dtype, torch.float32), torch.contiguous_format
+        if (precise, usual) == (self.dtype, self.memory_format):
             return {ORIGINAL: self.model, RELEASED: self.native}
         window, bias = self.request["window"], self.request["position_bias"] or RELEASED
-        original = self._load_model(window, bias, precise)
+        original = self._load_model(window, bias, precise, usual)
         is_native = self.native is self.model
-        return {ORIGINAL: original, RELEASED: original if is_native else self._load_model(None, RELEASED, precise)}
+        released = original if is_native else self._load_model(None, RELEASED, precise, usual)
+        return {ORIGINAL: original, RELEASED: released}
 
     @cached_property
     def first_input(self) -> Tensor:
-        """The first image of the task, ready on the device: what latency and memory are measured on."""
-        return self.tensor(next(iter(self.task.samples())).degraded)
+        """What latency and memory are measured on, ready on the device: the first image of the task, as often as a
+        batch of this session has images."""
+        image = self.tensor(next(iter(self.task.samples())).degraded)
+        return image if self.batch == 1 else _laid_out(image.repeat(self.batch, 1, 1, 1), self.memory_format)
 
-    def tensor(self, image: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
-        """(height, width, C) -> (1, C, height, width) on the device, in the session's or the given precision."""
-        return as_input(image, self.device, dtype or self.dtype)
+    def tensor(self, image: np.ndarray) -> Tensor:
+        """(height, width, C) -> (1, C, height, width) on the device, in the session's precision."""
+        return _laid_out(as_input(image, self.device, self.dtype), self.memory_format)
 
     def first_tile(self, x: Tensor) -> Tensor:
         """Of an input (1, C, height, width) the first tile, where the run cuts images into tiles; else all of it."""
@@ -168,14 +195,32 @@ class Workbench:
     def forward(self, model: WindowedModel, x: Tensor) -> Tensor:
         return self.call(model, x)
 
-    def call(self, model: WindowedModel, x: Tensor) -> Tensor:
-        """What a user of the model would call: on whole images, or on tiles where the run says so."""
-        tiling = self.request["tiling"]
-        return restore_in_tiles(model, x, **tiling, scale=model.scale) if tiling else model(x)
+    @torch.inference_mode()
+    def forward_eager(self, model: WindowedModel, x: Tensor) -> Tensor:
+        """The same, operation by operation, whatever the session's runtime."""
+        return self.call(model, x, eager=True)
 
-    def restore(self, model: WindowedModel, sample: Sample, dtype: torch.dtype | None = None) -> np.ndarray:
+    def call(self, model: WindowedModel, x: Tensor, eager: bool = False) -> Tensor:
+        """What a user of the model would call: on whole images, or on tiles where the run says so."""
+        restore = model if eager or self.compiled is None else partial(self.compiled, model)
+        tiling = self.request["tiling"]
+        return restore_in_tiles(restore, x, **tiling, scale=model.scale) if tiling else restore(x)
+
+    def compile(self, model: WindowedModel) -> float:
+        """Make a model ready for the first input, where it is to be compiled; gives the seconds that it took."""
+        if self.compiled is None:
+            return 0.0
+        self.forward(model, self.first_input)
+        return self.compiled.seconds(model)
+
+    def restore(self, model: WindowedModel, sample: Sample) -> np.ndarray:
         """The output for a sample, (height, width, C) float32, neither clipped nor rounded."""
-        return as_image(self.forward(model, self.tensor(sample.degraded, dtype)))
+        return as_image(self.forward(model, self.tensor(sample.degraded)))
+
+    def restore_original(self, model: WindowedModel, sample: Sample) -> np.ndarray:
+        """The same by one of ``originals``: eager, and in its own precision."""
+        precise = torch.promote_types(self.dtype, torch.float32)
+        return as_image(self.forward_eager(model, as_input(sample.degraded, self.device, precise)))
 
     def without_attention(self) -> WindowedModel:
         return plug(self.model, IdentityAttention())
@@ -201,12 +246,12 @@ class Workbench:
             return {}  # without a model there is nothing to fit it to
         samples, measured = self.task.calibration(attention.calibration_images)
         images = [self.tensor(sample.degraded) for sample in samples]
-        record = calibrate(self.model, attention, images, lambda image: self.forward(self.model, image))
+        record = calibrate(self.model, attention, images, lambda image: self.forward_eager(self.model, image))
         return record | {"images": [sample.id for sample in samples], "measured_too": measured}
 
     def belongs(self, job: Job) -> bool:
         """Whether a cell is of this machine, where its numbers are of one; it fails where it is not."""
-        own = {"hardware": hardware(self.device), "threads": thread_count(self.request["device"]["threads"])}
+        own: dict[str, Any] = {"hardware": hardware(self.device), "threads": self.threads}
         own |= {"torch": torch.__version__}
         for name, said in job.cell.content.get("settings", {}).items():
             if name in own and said != own[name]:

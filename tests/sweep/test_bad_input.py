@@ -66,6 +66,14 @@ def refused(bench, tmp_path):
         ("position_bias=interpolated", ["position_bias=interpolated", "did you mean interpolate?"]),
         ("device=tpu", ["device=tpu", "cpu, cuda"]),
         ("dtype=int8", ["dtype=int8", "float32"]),
+        ("runtime=fast", ["runtime=fast", "eager, compiled"]),
+        ("threads=0", ["threads=0", "from 1 on"]),
+        ("threads=many", ["threads=many", "whole numbers"]),
+        ("batch=0", ["batch=0", "from 1 on"]),
+        ("batch=1.5", ["batch=1.5", "whole numbers"]),
+        ("batch=1000000", ["batch=1000000", "up to 1024"]),
+        ("memory_format=nhwc", ["memory_format=nhwc", "contiguous, channels_last"]),
+        ("runtim=compiled", ["runtim", "did you mean runtime?"]),
         ("measure=[speed]", ["measure=speed", "latency", "quality"]),
         ("name=../x", ["name=../x", "without a dot"]),
         ("name=a//x", ["name=a//x", "joined by /"]),
@@ -108,6 +116,7 @@ def test_words_that_are_no_options_or_hold_no_accepted_value(refused, word, part
         ("attention.guard=nan", ["guard=nan", "numbers"]),
         ("attention.guard=-5", ["guard=-5", "from 0 on"]),
         ("device.threads=99999999999", ["device.threads=99999999999", "cores of this machine"]),
+        ("threads=999", ["threads=999", "cores of the machine"]),
         ("device.threads=true", ["device.threads=True", "whole numbers"]),
         ("device.threads=0", ["device.threads=0", "from 1 on"]),
         ("device.threads=many", ["device.threads=many", "whole numbers"]),
@@ -125,6 +134,13 @@ def test_words_that_are_no_options_or_hold_no_accepted_value(refused, word, part
 def test_values_that_only_the_objects_can_judge(refused, word, parts):
     sentence = refused(word)
     for part in parts:
+        assert part in sentence
+
+
+@pytest.mark.parametrize("word", ["runtime=compiled", "batch=2", "memory_format=channels_last"])
+def test_a_way_to_run_that_nothing_obeys(refused, word):
+    sentence = refused(word, "measure=spectrum")
+    for part in (word, "measure=spectrum", "latency, memory"):
         assert part in sentence
 
 

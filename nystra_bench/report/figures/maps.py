@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from nystra_bench.measure.maps import BOX, FILE, QUERY
 from nystra_bench.report.base import Figure
 from nystra_bench.report.columns import number
-from nystra_bench.report.frame import GROUP, ReportData
+from nystra_bench.report.frame import GROUP, ReportData, within
 from nystra_bench.report.plotting import head, new_figure
 from nystra_bench.report.wording import group_label, groups, method_label
 from nystra_bench.words import ORIGINAL
@@ -68,7 +68,7 @@ class AttentionMaps(Figure):
         files, rows = data.files("maps", FILE), data.rows("maps")
         if not files:
             return []
-        rows = rows[rows["row"].isin(list(files))].join(data.frame[GROUP], on="row")
+        rows = rows[rows["row"].isin(list(files))].join(data.frame[within(GROUP, data.frame)], on="row")
         figures = []
         for group, members in groups(rows, [*GROUP, "layer", "head"]):
             where = f"{group['layer']}, head {group['head']}"

@@ -16,7 +16,7 @@ import pandas as pd
 from nystra_bench.report.base import Table
 from nystra_bench.report.column import Column
 from nystra_bench.report.columns import EMPTY, ReadableTable, TableCell, interval_cell, number, plain, readable_table
-from nystra_bench.report.frame import GROUP, ReportData
+from nystra_bench.report.frame import GROUP, ReportData, within
 from nystra_bench.report.published import COMPARED_BY_RATIO, DEVICES, METRICS, select, stands_for, with_losses
 from nystra_bench.report.wording import noise_lines, untrained
 from nystra_bench.words import FLOOR, ORIGINAL
@@ -90,7 +90,7 @@ class PaperTable(OfPaper):
 
     def table(self, data: ReportData) -> pd.DataFrame:
         """Also ``difference`` and ``ratio``, whichever is shown, and ``model``, ``attention``, ``parameters`` here."""
-        frame = with_losses(data.frame, GROUP)
+        frame = with_losses(data.frame, within(GROUP, data.frame))
         return pd.DataFrame(
             self._record(data, frame, setting, number)
             for setting in self.settings
@@ -384,7 +384,7 @@ class StandIns(OfPaper):
         return super().nothing(data) or ("The sweep has no such rows." if self.table(data).empty else None)
 
     def table(self, data: ReportData) -> pd.DataFrame:
-        frame = with_losses(data.frame, GROUP)
+        frame = with_losses(data.frame, within(GROUP, data.frame))
         measured = data.cells["row"][data.cells["measure"] == self.measure]
         fits = frame["model"].isin(self.models) & frame.index.isin(measured) & _agrees(frame, self.where)
         params = data.details["params"]

@@ -10,7 +10,7 @@ from nystra_bench.measure.latency import RATIOS
 from nystra_bench.report.base import Table
 from nystra_bench.report.column import Column
 from nystra_bench.report.columns import EMPTY, ReadableTable, TableCell, number, plain, readable_table
-from nystra_bench.report.frame import GROUP, ReportData
+from nystra_bench.report.frame import GROUP, ReportData, within
 from nystra_bench.report.tables.contests import DEVIATION, Contest, contests
 from nystra_bench.report.wording import count, method_label, short_label
 from nystra_bench.words import ORIGINAL
@@ -137,7 +137,7 @@ _STANDINGS = {
 
 def _ranks(data: ReportData, contest: Contest) -> pd.DataFrame:
     """The rows of a setting by rank, then its references; index as in the frame."""
-    named = [*GROUP, "images", "attention", "landmarks", "iterations", "parameters"]
+    named = [*within(GROUP, data.frame), "images", "attention", "landmarks", "iterations", "parameters"]
     named += ["bias_use", "mask_use", DEVIATION, "psnr"]
     timed = ["latency_ms", "latency_iqr_ms", "setup_ms"]
     timed += [*RATIOS, *(f"{r}_{end}" for r in RATIOS for end in ("low", "high"))]
