@@ -92,7 +92,7 @@ def test_what_differs_is_told_by_its_kind_and_the_numbers_that_do(measured):
         (lambda file: file.write_text("{"), "no JSON"),
         (lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | {"key": "k"})), "another cell"),
         (lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | {"recipe": None})), "which config"),
-        (lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | {"recipe": {}})), "whose model does"),
+        (lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | {"recipe": {}})), "whose device does"),
     ],
 )
 def test_what_is_no_result_is_told_in_a_sentence(measured, tmp_path, capsys, spoil, part):
