@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,7 +108,32 @@ def _run(argv: list[str]) -> int:
     from nystra_bench.sweep.engine import Engine
 
     engine = Engine(config, catalogue, arguments.overrides)
-    return {"run": engine.run, "plan": engine.show_plan, "report": engine.report_again}[config["mode"]]()
+    with _asked_to_end():
+        return {"run": engine.run, "plan": engine.show_plan, "report": engine.report_again}[config["mode"]]()
+
+
+@contextmanager
+def _asked_to_end() -> Iterator[None]:
+    """Take what asks a process to end (a closed terminal, ``kill``, a cluster's end of time) as Ctrl-C.
+
+    Else it would end without ending its jobs elsewhere, and without a word.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    for asked in (signal.SIGTERM, signal.SIGHUP):
+        try:
+            if signal.getsignal(asked) == signal.SIG_DFL:  # nohup has a hang-up ignored
+                before[asked] = signal.signal(asked, interrupt)
+        except ValueError:  # this is not the main thread
+            break
+    try:
+        yield
+    finally:
+        for asked, handler in before.items():
+            signal.signal(asked, handler)
 
 
 def _answer(flag: str, argv: list[str]) -> int:

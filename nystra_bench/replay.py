@@ -3,6 +3,9 @@
 The cell's ``result.json`` says by which configurations it was measured (``recipe``), and of which code, weights, data
 and versions it is. It is planned anew from these, measured in a store of its own, and compared: what differs, and
 whether the numbers agree. Nothing is written to the results that the file is of.
+
+A file of somebody else's runs no code of theirs: folders of plug-ins that it names are looked into only where the user
+gives them.
 """
 
 from __future__ import annotations
@@ -35,6 +38,13 @@ from nystra_bench.words import RELEASED
 PROGRAM = "python -m nystra_bench.replay"
 ACCEPTED = "accepted is a result.json of results/store, or its folder"
 
+RECIPE: dict[str, Any] = {
+    **dict.fromkeys(("device", "references", "reference_names", "timing", "metrics", "measure"), dict),
+    **dict.fromkeys(("model", "task", "attention", "tiling"), dict | None),
+    **{"sys_path": list, "position_bias": str | None, "model_name": str | None, "tf32": bool},
+}
+"""What a recipe holds that is used here, and of which type (docs/SCHEMA.md)."""
+
 PROVENANCE = {
     "code": ("source", "git_commit", "version"),
     "weights": ("model", "weights"),
@@ -55,8 +65,12 @@ def _run(argv: list[str]) -> int:
     parser = Parser(prog=PROGRAM, description="Measure one cell again from its file, and say what differs.")
     parser.add_argument("cell", metavar="CELL", type=Path, help="a result.json of results/store, or its folder")
     parser.add_argument("--timeout", type=float, default=1800.0, metavar="S", help="seconds without any sign of life")
+    parser.add_argument(
+        "--plugins", type=Path, metavar="DIR", action="append", default=[],
+        help="a folder of plug-ins that the cell was measured with, whose code is run; may be repeated",
+    )
     arguments = parser.parse_args(argv)
-    recorded = read_recorded(arguments.cell)
+    recorded = with_plugins(read_recorded(arguments.cell), arguments.plugins)
     print(f"{recorded.cell.describe()}\nmeasured {recorded.content.get('finished')}", flush=True)
     replayed = replay(recorded, arguments.timeout)
     for about, lines in differences(recorded.content, replayed.content).items():
@@ -115,7 +129,31 @@ def read_recorded(path: Path) -> Recorded:
             f"CELL={path} does not say by which configurations it was measured, as results of before 2026-11-26 do "
             "not: accepted are later ones"
         )
+    for name, kind in RECIPE.items():
+        if not isinstance(found["recipe"].get(name), kind):
+            raise UserError(
+                f"CELL={path} has a recipe whose {name} does not fit ({found['recipe'].get(name)!r:.60}): {ACCEPTED}"
+            )
     return Recorded(found)
+
+
+def with_plugins(recorded: Recorded, given: list[Path]) -> Recorded:
+    """The same with the folders of plug-ins that the user gives in place of those that the file says.
+
+    Raises:
+        UserError: the file says some and the user gives none, or one that is no folder.
+    """
+    said = ", ".join(printable(str(folder)) for folder in recorded.recipe["sys_path"])
+    if said and not given:
+        raise UserError(
+            f"the cell was measured with plug-ins of {said}, whose code a repetition runs: accepted is --plugins=DIR "
+            "with that folder, or your own copy of it, where you trust it"
+        )
+    for folder in given:
+        if not folder.expanduser().is_dir():
+            raise UserError(f"--plugins={folder} is no folder: accepted are folders with attention/, task/, … in them")
+    folders = [str(folder.expanduser().resolve()) for folder in given]
+    return Recorded(recorded.content | {"recipe": recorded.recipe | {"sys_path": folders}})
 
 
 def replay(recorded: Recorded, timeout_s: float) -> Recorded:

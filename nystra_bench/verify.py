@@ -2,7 +2,8 @@
 
 A file ``NAME.csv`` is the table of a sweep (``table.csv``): of ``+sweep=NAME``, or of the words in ``NAME.command``
 beside it. Its rows are found again among the cells that the sweep has now; those that are asked for are measured,
-quality alone, and their numbers compared. Costs are of a machine, and are not compared.
+quality alone, and their numbers compared. Costs are of a machine, and are not compared. Plug-ins that such a file names
+are used where the user's own words name them, too.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def _check(table: Published, results: Path, count: int | None, more: list[str]) 
 
 def _checked(table: Published, results: Path, count: int | None, more: list[str]) -> Check:
     own = [f"name=verify/{table.name}", f"results={results}", f"measure={MEASURE}", "tables=[]", "figures=[]"]
-    arguments = parse([*table.words, *more, *own])
+    arguments = parse([*_of_the_users(table, more), *own])
     config, catalogue = compose_config(arguments)
     engine = Engine(config, catalogue, arguments.overrides)
     planned = engine.plan()
@@ -154,6 +155,22 @@ def _checked(table: Published, results: Path, count: int | None, more: list[str]
         now = load(engine.results, engine.name, catalogue)
     numbers = [(_called(now, row), n) for line, row in chosen for n in _compared(table.rows.loc[line], now, row)]
     return Check(table.name, numbers)
+
+
+def _of_the_users(table: Published, more: list[str]) -> list[str]:
+    """The table's own words, then the user's. A file beside a table runs no code that the user did not ask for.
+
+    Raises:
+        UserError: the table's words name folders of plug-ins, and the user's do not.
+    """
+    said = parse(table.words).search
+    if said and not parse(more).search:
+        raise UserError(
+            f"{table.name}.command names plug-ins of {', '.join(map(str, said))}, whose code would run: accepted is "
+            "plugins=[DIR] behind the folder, with that folder or your own copy of it, where you trust it"
+        )
+    words = [word for word in table.words if not parse([word]).search] if said else table.words
+    return [*words, *more]
 
 
 def _pairs(rows: pd.DataFrame, now: ReportData) -> list[tuple[int, int]]:

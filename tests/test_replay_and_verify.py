@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import sys
 
 import pandas as pd
 import pytest
@@ -54,7 +55,7 @@ def cell_of(folder, attention="nystra"):
 
 
 def test_a_cell_is_repeated_from_its_file_alone(measured, capsys):
-    assert replay.main([str(cell_of(measured).parent)]) == 0
+    assert replay.main([str(cell_of(measured).parent), "--plugins", str(measured / "mine")]) == 0
     said = capsys.readouterr().out.splitlines()
     assert {"code: the same", "weights: the same", "data: the same", "versions: the same"} <= {*said}
     assert said[-1].endswith("numbers: all agree")
@@ -91,6 +92,7 @@ def test_what_differs_is_told_by_its_kind_and_the_numbers_that_do(measured):
         (lambda file: file.write_text("{"), "no JSON"),
         (lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | {"key": "k"})), "another cell"),
         (lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | {"recipe": None})), "which config"),
+        (lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | {"recipe": {}})), "whose device does"),
     ],
 )
 def test_what_is_no_result_is_told_in_a_sentence(measured, tmp_path, capsys, spoil, part):
@@ -106,8 +108,41 @@ def test_weights_that_are_gone_are_told_in_a_sentence(measured, tmp_path, capsys
     content = json.loads(cell_of(measured).read_text())
     content["recipe"]["model"]["weights"] = "/nowhere.pth"
     (tmp_path / "result.json").write_text(json.dumps(content))
-    assert replay.main([str(tmp_path)]) == 1
+    assert replay.main([str(tmp_path), "--plugins", str(measured / "mine")]) == 1
     assert "model.weights=/nowhere.pth" in capsys.readouterr().err
+
+
+EVIL = "raise SystemExit('the code of a stranger was run')"
+
+
+def test_plug_ins_that_a_file_names_are_not_run_unless_the_user_says_so(measured, tmp_path, capsys, monkeypatch):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "of_a_stranger.py").write_text(EVIL)
+    content = json.loads(cell_of(measured).read_text())
+    content["recipe"]["sys_path"] = [str(tmp_path / "theirs")]
+    content["recipe"]["attention"]["_target_"] = "of_a_stranger.Attention"
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    before = [*sys.path]
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert replay.main([str(tmp_path)]) == 1
+    assert sys.path == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"nystra_bench: the cell was measured with plug-ins of {tmp_path / 'theirs'}, whose code a repetition runs: "
+        "accepted is --plugins=DIR with that folder, or your own copy of it, where you trust it"
+    )
+    # Where another folder is given, it is that one which is looked into.
+    assert replay.main([str(tmp_path), "--plugins", str(measured / "mine")]) == 1
+    assert "_target_=of_a_stranger.Attention cannot be imported (ModuleNotFoundError" in capsys.readouterr().err
+    assert replay.main([str(tmp_path), "--plugins", str(tmp_path / "nowhere")]) == 1
+    assert f"--plugins={tmp_path / 'nowhere'} is no folder" in capsys.readouterr().err
+
+
+def test_plug_ins_that_a_command_file_names_are_not_run_unless_the_user_says_so(measured, tmp_path, capsys):
+    assert verify.main([str(measured / "published"), "--results", str(tmp_path / "fresh")]) == 1
+    said = capsys.readouterr()
+    assert f"small: not checked: small.command names plug-ins of {measured / 'mine'}, whose code would run" in said.out
+    assert not (tmp_path / "fresh").exists()
 
 
 def test_when_numbers_agree():
@@ -124,7 +159,7 @@ def test_when_numbers_agree():
 
 def test_published_rows_are_measured_again_and_compared(measured, tmp_path, capsys):
     words = [str(measured / "published"), "--rows", "1", "--results", str(tmp_path / "fresh"), "device.threads=1"]
-    assert verify.main(words) == 0
+    assert verify.main([*words, f"plugins=['{measured / 'mine'}']"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert "small: measuring 1 of 3 rows" in said
     assert said[-1] == "small: 4 of 4 numbers agree"
@@ -138,7 +173,8 @@ def test_rows_that_differ_or_are_gone_are_told(measured, tmp_path, capsys):
     rows.loc[2, "parameters"] = "of=before"
     rows.to_csv(tmp_path / "small.csv", index=False)
     shutil.copy(measured / "published" / "small.command", tmp_path)
-    assert verify.main([str(tmp_path), "--sweep", "small", "--results", str(measured / "results")]) == 2
+    words = [str(tmp_path), "--sweep", "small", "--results", str(measured / "results")]
+    assert verify.main([*words, f"plugins=['{measured / 'mine'}']"]) == 2
     said = capsys.readouterr().out
     assert "measuring 2 of 3 rows; 1 are not in the sweep any more" in said
     assert "nystra(guard=5 init=global iterations=2 landmarks=4): psnr: " in said and "DIFFERS, by -0.5" in said

@@ -202,4 +202,4 @@ def _remove_stale(folder: Path, name: str, stems: set[str]) -> None:
     for path in [*folder.glob(f"{prefix}*.png"), *folder.glob(f"{prefix}*.svg")]:
         mine = path.stem == prefix or path.stem.startswith(f"{prefix}-")
         if mine and path.stem not in stems:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another machine may draw the same report

@@ -1,28 +1,29 @@
 """Files of the results folder: written whole or not at all, read without trust, swept where a killed process left them.
 
-What is not yet whole has a name of its own with the writer's process id, so that a later run can tell what is left from
-what is being written.
+What is not yet whole has a name of its own that says who writes it, so that a later run, perhaps on another machine,
+can tell what is left from what is being written.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from nystra_bench.sweep.writers import Writer
 
 UNFINISHED = ".new-"
 """How the names of files and folders begin that are not yet whole; what a killed run left of them is removed."""
 
-_WRITER = re.compile(re.escape(UNFINISHED) + r"(\d+)-[0-9a-f]{32}")
-
+ABANDONED_S = 7 * 86_400.0
+"""Seconds after its last change that what a process of another machine writes is taken for left behind: more than any
+writing takes, since there is no telling whether that process lives."""
 
 DISK = {
     getattr(errno, name)
@@ -39,13 +40,12 @@ class Damaged(Exception):
 
 def unfinished(folder: Path) -> Path:
     """A name of its own for something that is being written in ``folder``."""
-    return folder / f"{UNFINISHED}{os.getpid()}-{uuid.uuid4().hex}"
+    return folder / f"{UNFINISHED}{Writer.own()}-{uuid.uuid4().hex}"
 
 
-def writer(path: Path) -> int | None:
-    """The id of the process that an unfinished file or folder says to be written by; None where it does not say so."""
-    found = _WRITER.fullmatch(path.name)
-    return int(found[1]) if found else None
+def writer(path: Path) -> Writer | None:
+    """Who an unfinished file or folder says to be written by; None where it does not say so."""
+    return Writer.of(path.name.removeprefix(UNFINISHED)) if path.name.startswith(UNFINISHED) else None
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def unwritable(folder: Path) -> str | None:
         return f"{nearest} is no folder that this user may write to"
     try:
         for name in folder.relative_to(nearest).parts:
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 (nearest / name).lstat()  # does the name fit?
         with tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
             file.write(b"0")
@@ -133,26 +133,27 @@ def make_room(path: Path) -> None:
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:
-    """Remove those of these unfinished files and folders that no living process writes."""
+    """Remove those of these unfinished files and folders that nobody writes any more.
+
+    Of what processes of this machine write it is known; of the others' that it was not changed for ``ABANDONED_S``.
+    """
     for path in paths:
-        process = writer(path)
-        if process and _is_at_work(process):
-            continue
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        by = writer(path)
+        left = not by.is_at_work() if by and by.is_here else _unchanged_s(path) > ABANDONED_S
+        if left:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _is_at_work(process: int) -> bool:
-    """Whether another process of this id lives; one that has ended and that nobody has waited for does not."""
-    if process == os.getpid():
-        return False  # a run sweeps before it writes: this is what an earlier process of the same id left
+def _unchanged_s(path: Path) -> float:
+    """Seconds since the last change of a file, or of a folder and what it holds; by the clock of their file system.
+
+    Another machine's clock, or this one's, may be wrong. What vanishes meanwhile was changed just now.
+    """
     try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    try:
-        state = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except OSError:  # no such system
-        return True
-    return state != "Z"
+        with tempfile.TemporaryFile(dir=path.parent, buffering=0) as file:
+            file.write(b"0")
+            now = os.fstat(file.fileno()).st_mtime
+        inside = path.iterdir() if path.is_dir() else ()
+        return now - max(each.lstat().st_mtime for each in (path, *inside))
+    except OSError:
+        return 0.0

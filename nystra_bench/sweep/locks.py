@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from nystra_bench.errors import UserError
 from nystra_bench.sweep.files import write_atomically
+from nystra_bench.text import printable
 
 LOCKS = "NYSTRA_BENCH_LOCKS"
 """The environment variable that names the folder with the devices' locks."""
@@ -129,7 +131,7 @@ def _held(file: Path, place: str, busy: str, accepted: str, wait: bool = False) 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=-1 if wait else 0, poll_interval=LOOK_AGAIN_S)
-        write_atomically(holder, str(os.getpid()))
+        write_atomically(holder, f"{os.getpid()} {socket.gethostname()}")
     except Timeout as error:
         raise Busy(f"{busy} ({_named(holder)}): accepted is to {accepted}") from error
     except OSError as error:
@@ -146,7 +148,10 @@ def _held(file: Path, place: str, busy: str, accepted: str, wait: bool = False) 
 
 
 def _named(holder: Path) -> str:
+    """Who holds a lock; of another machine, where the folder is shared, which one."""
     try:
-        return f"process {int(holder.read_text())}"
+        process, _, machine = holder.read_text(errors="replace").partition(" ")
+        there = f" on {printable(machine)}" if machine not in ("", socket.gethostname()) else ""
+        return f"process {int(process)}{there}"
     except (OSError, ValueError):  # it is just about to write its id, or keeps it to its user
         return "a process that does not tell its id"

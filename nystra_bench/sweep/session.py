@@ -30,6 +30,9 @@ LONGEST_WAIT = 1e6
 LOOK_AGAIN_S = 1.0
 """Seconds after which a worker's end is looked for where the system does not tell of it."""
 
+SLICES = 10
+"""So many times in its patience the parent looks whether it was stopped itself; more often would disturb timings."""
+
 PIPE = 1 << 20
 """Bytes that a pipe holds at most."""
 
@@ -173,6 +176,8 @@ class SessionRun:
 def events(worker: subprocess.Popen, timeout_s: float) -> Iterator[dict]:
     """The worker's events until it ends. Waits without using the processor.
 
+    Time for which this process was stopped (Ctrl-Z, a machine that slept) does not count: the worker was, too.
+
     Raises:
         TimeoutError: nothing came for ``timeout_s`` seconds, and as long again as the worker said it would be silent.
     """
@@ -198,7 +203,9 @@ def events(worker: subprocess.Popen, timeout_s: float) -> Iterator[dict]:
             remaining = heard + patience - time.monotonic()
             if remaining <= 0:
                 raise TimeoutError
-            selector.select(min(remaining, longest_wait))
+            asked, since = min(remaining, longest_wait, patience / SLICES), time.monotonic()
+            selector.select(asked)
+            heard += max(0.0, time.monotonic() - since - asked)
 
 
 def event_of(line: bytes) -> dict | None:

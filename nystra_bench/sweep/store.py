@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -40,6 +41,9 @@ FAILURES = ("nonfinite", "failed", "oom", "timeout", "crashed")
 
 LONGEST = 240
 """Bytes of an image's id that the name of a file holds; a file system takes 255, with the ending."""
+
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+"""How a file system says that a folder's new name was taken since it was looked for: by another writer."""
 
 RESULT, FAILURE, JOURNAL = "result.json", "failure.json", "journal.jsonl"
 
@@ -140,21 +144,26 @@ class Store:
         """Put a finished folder in place of a failure's, a journal's or an unstable result's; one that is done stays.
 
         A folder that is there takes the new files one by one, the result after those that belong to it and before what
-        is removed: however this is broken off, the old result or the new one can be read.
+        is removed: however this is broken off, the old result or the new one can be read. What others are just writing
+        there is left to them.
         """
         target, found = self.folder / key, self.result(key)
         if found and found["status"] == "done" and not extends:
             return
         if not os.path.lexists(target):
-            source.rename(target)
-            return
+            try:
+                source.rename(target)
+                return
+            except OSError as error:
+                if error.errno not in TAKEN:
+                    raise
         make_folder(target)
         names = sorted((path.name for path in source.iterdir()), key=lambda name: (name == RESULT, name))
         for name in names:
             make_room(target / name)
             os.replace(source / name, target / name)
         for path in target.iterdir():
-            if path.name not in names:
+            if path.name not in names and not path.name.startswith(UNFINISHED):
                 remove(path)
 
     def fail(self, cell: Cell, status: str, reason: str, traceback: str = "") -> None:

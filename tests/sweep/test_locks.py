@@ -80,6 +80,12 @@ def test_a_holder_that_does_not_tell_its_id(folder):
         assert "a process that does not tell its id" in refusal(device_lock("cpu", True))
 
 
+def test_a_holder_on_another_machine_is_named_with_it(folder):
+    with device_lock("cpu", True):
+        (folder / "nystra_bench-cpu-0.lock.holder").write_text("123 node7")
+        assert "(process 123 on node7)" in refusal(device_lock("cpu", True))
+
+
 def test_all_users_may_lock(folder):
     before = os.umask(0o077)
     try:

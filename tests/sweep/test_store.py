@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import pytest
 
 from nystra_bench.errors import UserError
+from nystra_bench.sweep import files, writers
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.inspection import child_environment
 from nystra_bench.sweep.store import Store, write_atomically
+from nystra_bench.sweep.writers import Writer, host
 
 ABOUT = {"status": "done", "reason": None, "seconds": 1.0, "session": "s", "environment": {}}
 
@@ -131,10 +135,20 @@ def unused_process():
     return ended.pid
 
 
+def named(by, number=0):
+    return f".new-{by}-{number:032x}"
+
+
+def of_process(pid):
+    """The writer that a process of this machine is."""
+    return Writer(host(), writers._state(pid)[1], pid)
+
+
 def test_what_a_living_process_writes_is_left_alone(store):
     child = subprocess.Popen(["sleep", "60"])
     try:
-        own = [store.folder / f".new-{child.pid}-{'0' * 32}", store.folder / "key" / f".new-{child.pid}-{'1' * 32}"]
+        by = of_process(child.pid)
+        own = [store.folder / named(by), store.folder / "key" / named(by, 1)]
         for path in own:
             path.mkdir(parents=True)
         foreign = store.folder.parent / "pictures" / ".new-york.png"
@@ -152,6 +166,42 @@ def test_what_a_living_process_writes_is_left_alone(store):
         child.wait()
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the system does not tell when a process was started")
+def test_a_process_that_has_taken_over_the_id_of_a_writer_is_not_taken_for_it(store):
+    with subprocess.Popen(["sleep", "60"]) as child:
+        by = of_process(child.pid)
+        left, at_work = (store.folder / named(w) for w in (replace(by, started=by.started - 1), by))
+        for path in (left, at_work):
+            path.mkdir(parents=True)
+        with store.lock():
+            assert (left.exists(), at_work.exists()) == (False, True)
+        child.kill()
+
+
+@pytest.mark.parametrize("process", ["living", "ended"])
+def test_what_another_machine_writes_is_judged_by_its_age_alone(store, process):
+    """Its process ids mean nothing here."""
+    pid = os.getppid() if process == "living" else unused_process()
+    folder, file = (store.folder / named(Writer("0123456789ab", 7, pid), n) for n in (0, 1))
+    folder.mkdir(parents=True)
+    (folder / "session.json").touch()
+    before_hosts = store.folder / f".new-{pid}-{'0' * 32}"  # as earlier versions named it
+    paths = [folder, folder / "session.json", file, before_hosts]
+    for path in paths[2:]:
+        path.touch()
+    with store.lock():
+        assert all(path.exists() for path in paths)
+    long_ago = time.time() - files.ABANDONED_S - 60
+    for path in paths:
+        os.utime(path, (long_ago, long_ago))
+    os.utime(folder / "session.json")  # something is written into the folder
+    with store.lock():
+        assert [path.exists() for path in paths] == [True, True, False, False]
+    os.utime(folder / "session.json", (long_ago, long_ago))
+    with store.lock():
+        assert not folder.exists()
+
+
 def test_a_folder_for_the_moment_is_gone_after_it(store):
     with store.scratch() as folder:
         assert folder.is_dir()
@@ -165,9 +215,10 @@ def test_what_a_killed_run_left_is_removed_by_the_next(store):
     killed = subprocess.run(command, env=child_environment(), timeout=60, check=False)
     assert killed.returncode == -9
     (store.folder / "images" / "digest").mkdir(parents=True)
-    (store.folder / "images" / "digest" / ".new-picture").touch()
-    (store.folder / Cell.of({"n": 2}).key / ".new-failure").touch()
-    plan = store.folder.parent / "sweep" / f".new-{unused_process()}-{'0' * 32}"
+    by = Writer(host(), 7, unused_process())
+    (store.folder / "images" / "digest" / named(by)).touch()
+    (store.folder / Cell.of({"n": 2}).key / named(by)).touch()
+    plan = store.folder.parent / "sweep" / named(by)
     plan.parent.mkdir()
     plan.touch()
     assert len(list(store.folder.rglob(".new-*"))) >= 3
@@ -185,3 +236,49 @@ def test_a_second_run_is_refused_in_one_sentence_until_the_first_ends(store):
     assert "\n" not in str(caught.value)
     with Store(store.folder).lock():
         pass
+
+
+WRITING = """
+import random, sys
+from pathlib import Path
+from nystra_bench.sweep.cell import Cell
+from nystra_bench.sweep.store import Store
+store, own = Store(Path(sys.argv[1])), random.Random(int(sys.argv[2]))
+for turn in range(60):
+    cell = Cell.of({"n": own.randrange(3)})
+    act = own.randrange(4)
+    if act == 0:
+        store.fail(cell, "failed", "reason")
+    elif act == 1:
+        store.journal(cell).append({"id": turn})
+    else:
+        text = str(own.random()) * 2000
+        attach = lambda folder: (folder / "output.npz").write_text(text)
+        store.save(cell, {"text": text}, attach=attach, status="unstable", reason="spread")
+"""
+
+
+class Strict(Store):
+    def _warn(self, path, damage):
+        raise AssertionError(f"{path}: {damage}")
+
+
+def test_many_processes_write_the_same_cells_and_whoever_reads_sees_whole_ones(store):
+    """As machines do that share a folder; the lock of the run that planned them is not theirs."""
+    store.folder.mkdir(parents=True)
+    commands = [[sys.executable, "-c", WRITING, str(store.folder), str(seed)] for seed in range(3)]
+    running = [subprocess.Popen(command, env=child_environment(), stderr=subprocess.PIPE) for command in commands]
+    seen = set()
+    while any(process.poll() is None for process in running):
+        for n in range(3):
+            status = Strict(store.folder).status(Cell.of({"n": n}).key)[0]
+            seen.add(status)
+            assert status in ("missing", "failed", "unstable")
+    for process in running:
+        said = process.communicate()[1].decode()
+        assert process.returncode == 0, said
+    assert "unstable" in seen
+    with store.lock():
+        assert not list(store.folder.rglob(".new-*"))
+    for n in range(3):
+        assert len(store.result(Cell.of({"n": n}).key)["value"]["text"]) > 30_000
