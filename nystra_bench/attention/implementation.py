@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from nystra_bench import kernels
-from nystra_bench.kernels import gpu
 from nystra_bench.attention.base import Window
 from nystra_bench.errors import UserError
+from nystra_bench.kernels import gpu
 
 logger = logging.getLogger("nystra_bench")
 

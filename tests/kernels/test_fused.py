@@ -20,7 +20,7 @@ from nystra_bench.errors import UserError
 from nystra_bench.models import calibrate, named_attention_sites, plug
 from nystra_bench.models.checkpoints import BUNDLED
 from nystra_bench.models.swinir import SwinIR, SwinIRSpec
-from nystra_bench.models.windows import bias_from_table, shift_regions
+
 
 @pytest.fixture(scope="module", autouse=True)
 def kernels_here():

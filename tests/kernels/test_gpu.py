@@ -39,16 +39,26 @@ def errors(parameters, qkv, make_window) -> float:
     return relative_error(kernel(FusedNystraPlusAttention(**parameters), qkv, make_window()), eager)
 
 
+# The interpreter takes seconds where a GPU takes none: there, only what differs in the kernel's source.
+QUICK = ("odd", "an odd number of landmarks", "no features", "no diagonal", "narrower than a vector", "rectangle")
+
+
 @pytest.mark.parametrize("form", ["in one", "split"])
-@pytest.mark.parametrize("masked", [False, True], ids=["unmasked", "shifted"])
-@pytest.mark.parametrize("case", CASES)
-def test_nystra_plus(case, masked, form, monkeypatch):
+@pytest.mark.parametrize("case", CASES if torch.cuda.is_available() else QUICK)
+def test_nystra_plus(case, form, monkeypatch):
     monkeypatch.setattr(gpu, "SPLIT_FROM", 1 if form == "split" else 10**9)
-    monkeypatch.setattr(gpu, "PART", 128)
+    monkeypatch.setattr(gpu, "PART", 64)
     (height, width), dim, parameters = CASES[case]
-    regions = shifted(height, width) if masked else None
-    qkv = smooth_qkv(4, HEADS, height, width, dim)
-    assert errors(parameters, qkv, lambda: window_of(height, width, regions=regions)) < CLOSE
+    qkv = smooth_qkv(1, HEADS, height, width, dim)
+    assert errors(parameters, qkv, lambda: window_of(height, width)) < CLOSE
+
+
+@pytest.mark.parametrize("form", ["in one", "split"])
+def test_shifted_windows(form, monkeypatch):
+    monkeypatch.setattr(gpu, "SPLIT_FROM", 1 if form == "split" else 10**9)
+    monkeypatch.setattr(gpu, "PART", 64)
+    qkv, regions = smooth_qkv(4, HEADS, 8, 12, 10), shifted(8, 12)
+    assert errors({}, qkv, lambda: window_of(8, 12, regions=regions)) < CLOSE
 
 
 def test_tokens_that_are_as_near_to_several_clusters_join_them_all():

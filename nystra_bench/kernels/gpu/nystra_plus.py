@@ -92,9 +92,7 @@ def _empty_like(v: Tensor) -> Tensor:
     return v.new_empty(windows, tokens, heads, width).transpose(1, 2)
 
 
-def _in_one(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, given: Given, iterations: int, exact_diagonal: bool
-) -> None:
+def _in_one(q: Tensor, k: Tensor, v: Tensor, out: Tensor, given: Given, iterations: int, exact_diagonal: bool) -> None:
     windows, heads = q.shape[:2]
     arguments, sizes = _arguments(q, k, v, given), _sizes(q, v, given)
     _whole[(windows * heads,)](*arguments, out, *out.stride(), iterations, **sizes, EXACT_DIAGONAL=exact_diagonal)
