@@ -12,6 +12,7 @@ from torch import Tensor
 from nystra_bench import kernels
 from nystra_bench.attention.base import Window
 from nystra_bench.errors import UserError
+from nystra_bench.kernels import gpu
 
 logger = logging.getLogger("nystra_bench")
 
@@ -20,11 +21,14 @@ IMPLEMENTATIONS = ("auto", "eager", "fused")
 DEFAULT = "auto"
 """Of the methods whose names say that they are fused."""
 
+LIBRARIES = {"cpu": (kernels, (torch.float32,)), "cuda": (gpu, (torch.float32, torch.float16, torch.bfloat16))}
+"""The kernels of each device, and the numbers that they compute with."""
+
 INSTEAD = "accepted here are implementation=auto and eager"
 
 
 class Implementation:
-    """The choice between a method's eager form and its kernel, which computes float32 on the CPU, without gradients.
+    """The choice between a method's eager form and its kernels, which compute without gradients.
 
     ``auto`` takes the kernel where it can, ``fused`` nothing else; what ran last is told by :meth:`about`.
 
@@ -33,20 +37,30 @@ class Implementation:
         kernel: name of the operator.
         flops: its floating point operations, see ``kernels.operator``.
         unserved: why the kernel does not have the method's parameters, as one clause; None where it does.
+        devices: the names of those in ``LIBRARIES`` for which there is a kernel.
 
     Raises:
         ValueError: ``asked`` is unknown, or ``fused`` for parameters that the kernel does not have.
         UserError: ``fused`` where there can be no kernels.
     """
 
-    def __init__(self, asked: str, kernel: str, flops: Callable[..., int], unserved: str | None = None):
+    def __init__(
+        self,
+        asked: str,
+        kernel: str,
+        flops: Callable[..., int],
+        unserved: str | None = None,
+        devices: tuple[str, ...] = ("cpu",),
+    ):
         if asked not in IMPLEMENTATIONS:
             raise ValueError(f"implementation={asked} is unknown: accepted are {', '.join(IMPLEMENTATIONS)}")
         if asked == "fused" and unserved:
             raise ValueError(f"implementation=fused does not fit, since {unserved}: {INSTEAD}")
-        if asked == "fused" and (reason := kernels.refusal()):
+        elsewhere = "cuda" in devices and torch.cuda.is_available()
+        if asked == "fused" and not elsewhere and (reason := kernels.refusal()):
             raise _unavailable(reason)
         self._asked, self._kernel, self._flops, self._unserved = asked, kernel, flops, unserved
+        self._dtypes = {device: LIBRARIES[device][1] for device in devices}
         self._ran: str | None = None
 
     def operator(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Callable[..., Tensor] | None:
@@ -60,9 +74,10 @@ class Implementation:
         if self._asked == "eager":
             self._ran = "eager"
             return None
-        reason = self._unserved or _refused(q, k, v)
+        reason = self._unserved or self._refused(q, k, v)
+        library = LIBRARIES.get(q.device.type, LIBRARIES["cpu"])[0]
         if reason is None:
-            reason = window.cache.once("kernels", kernels.unusable)
+            reason = window.cache.once("kernels", library.unusable)
             if reason and self._asked == "fused":
                 raise _unavailable(reason)
             if reason:
@@ -70,7 +85,16 @@ class Implementation:
         elif self._asked == "fused":
             raise UserError(f"implementation=fused does not fit, since {reason}: {INSTEAD}")
         self._ran = f"eager ({reason})" if reason else "fused"
-        return None if reason else kernels.operator(self._kernel, self._flops)
+        return None if reason else library.operator(self._kernel, self._flops)
+
+    def _refused(self, *tensors: Tensor) -> str | None:
+        """Why tensors are not the kernels', as one clause; None where they are."""
+        for x in tensors:
+            if x.dtype not in self._dtypes.get(x.device.type, ()):
+                return f"there is no kernel for {str(x.dtype).removeprefix('torch.')} on {x.device.type}"
+        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            return "gradients are recorded"
+        return None
 
     def about(self) -> dict[str, str]:
         """``kernel``: what ran last, ``fused`` or ``eager``, the latter with the reason where it was not asked for."""
@@ -80,16 +104,6 @@ class Implementation:
 def rows_together(*tensors: Tensor) -> list[Tensor]:
     """The tensors (…, d) as kernels read them: any strides, but rows of d numbers side by side."""
     return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
-
-
-def _refused(*tensors: Tensor) -> str | None:
-    """Why tensors are not the kernels', as one clause; None where they are."""
-    for x in tensors:
-        if x.device.type != "cpu" or x.dtype != torch.float32:
-            return f"{str(x.dtype).removeprefix('torch.')} on {x.device.type} is not float32 on cpu"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return "gradients are recorded"
-    return None
 
 
 def _unavailable(reason: str) -> UserError:

@@ -1,4 +1,4 @@
-"""nystra_plus in one pass over each window and head, by a kernel in C++."""
+"""nystra_plus in one pass over each window and head, by a kernel in C++ or, on a GPU, in Triton."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class FusedNystraPlusAttention(NystraPlusAttention):
     """``nystra_plus``, with a kernel that keeps all that it makes of a window and head in the processor's caches.
 
     It gives what the eager form gives, but for rounding. Queries, keys and values are read as they lie, and the output
-    is written as (B * nW, N, H, d_v), which is what the projection after it reads. The kernel has clusters without
+    is written as (B * nW, N, H, d_v), which is what the projection after it reads. There is one in C++ for CPUs and one
+    in Triton for GPUs, which takes half precision, too (its sums are float32). The kernel has clusters without
     steps of k-means (``landmarks_from=clusters``, ``clustering=0``), of any number of landmarks, channels and features.
 
     Args:
@@ -50,7 +51,7 @@ class FusedNystraPlusAttention(NystraPlusAttention):
         if landmarks_from != "clusters" or clustering:
             unserved = f"the kernel has no landmarks_from={landmarks_from} with clustering={clustering}"
         self.implementation = implementation
-        self._form = Implementation(implementation, "nystra_plus", _flops, unserved)
+        self._form = Implementation(implementation, "nystra_plus", _flops, unserved, devices=("cpu", "cuda"))
 
     def about(self) -> dict[str, str]:
         if self._by_layer:  # the layers have objects of their own
@@ -80,8 +81,33 @@ class FusedNystraPlusAttention(NystraPlusAttention):
         kernel = self._form.operator(q, k, v, window)
         if kernel is None:
             return super().forward(q, k, v, window)
-        kept, regions = self._panels(window, q.shape[1]), self._padded_regions(window)
-        return kernel(*rows_together(q, k, v), *kept, *regions, self.iterations, self.exact_diagonal)
+        if q.device.type == "cuda":
+            kept, regions = self._features(window, q), self._regions(window, q.device)
+            return kernel(q, k, v, *kept, regions, self.iterations, self.exact_diagonal)
+        panels, padded = self._panels(window, q.shape[1]), self._padded_regions(window)
+        return kernel(*rows_together(q, k, v), *panels, *padded, self.iterations, self.exact_diagonal)
+
+    def _features(self, window: Window, q: Tensor) -> tuple[Tensor, ...]:
+        """F and G (H, N, r) float32, the bias's diagonal (H, N), and the centres (m,), for the kernel of GPUs."""
+
+        def make() -> tuple[Tensor, ...]:
+            factors = (x.float().to(q.device).contiguous() for x in self._factors(window, q.shape[1]))
+            return *factors, self._centres(window, q.device)
+
+        return window.cache.once("features", make)
+
+    def _regions(self, window: Window, device: torch.device) -> Tensor | None:
+        """Regions (nW, N) int64; None where no window has more than one."""
+        if not window.has_regions:
+            return None
+
+        def make() -> Tensor | None:
+            regions = window.regions()
+            if regions is None or (regions == regions[:, :1]).all():
+                return None
+            return regions.to(device).contiguous()
+
+        return window.shared.once("regions", make)
 
     def _panels(self, window: Window, heads: int) -> Panels:
         """Made once a layer and window size."""

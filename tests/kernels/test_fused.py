@@ -7,6 +7,7 @@ import torch
 from attention_references import random_qkv, relative_error, smooth_qkv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import CASES, CLOSE, HEADS, shifted, window_of
 
 from nystra_bench import kernels, load_model
 from nystra_bench.attention.base import Window
@@ -19,12 +20,6 @@ from nystra_bench.errors import UserError
 from nystra_bench.models import calibrate, named_attention_sites, plug
 from nystra_bench.models.checkpoints import BUNDLED
 from nystra_bench.models.swinir import SwinIR, SwinIRSpec
-from nystra_bench.models.windows import bias_from_table, shift_regions
-
-CLOSE = 1e-5
-"""Relative RMS difference."""
-
-HEADS = 2
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,49 +35,10 @@ def without_gradients():
         yield
 
 
-def window_of(height, width, with_bias=True, regions=None) -> Window:
-    """A window of its own for each method; the bias falls with the distance, and is not symmetric."""
-
-    def bias():
-        y, x = torch.meshgrid(torch.arange(1.0 - height, height), torch.arange(1.0 - width, width), indexing="ij")
-        table = torch.stack([2 - 0.3 * (y**2 + x**2).sqrt() + 0.1 * y, 1 - 0.1 * (y.abs() + x.abs()) - 0.05 * x], -1)
-        return bias_from_table(table.flatten(0, 1), (height, width))
-
-    return Window(height, width, bias if with_bias else None, None if regions is None else lambda: regions)
-
-
-def shifted(height, width) -> torch.Tensor:
-    """Regions (4, N) of a map of two by two windows, shifted by half a window."""
-    return shift_regions(2 * height, 2 * width, (height, width), (height // 2, width // 2))
-
-
 def errors(parameters, qkv, make_window) -> float:
     eager = NystraPlusAttention(**parameters)(*qkv, make_window())
     fused = FusedNystraPlusAttention(**parameters, implementation="fused")(*qkv, make_window())
     return relative_error(fused, eager)
-
-
-CASES = {
-    "default": ((16, 16), 30, {}),
-    "narrow": ((16, 16), 10, {}),
-    "one vector": ((8, 8), 16, {}),
-    "wide": ((16, 16), 64, {}),
-    "rectangle": ((8, 32), 10, {}),
-    "odd": ((9, 13), 32, {}),
-    "flat": ((1, 117), 16, {"landmarks": 8}),
-    "four landmarks": ((16, 16), 30, {"landmarks": 4}),
-    "an odd number of landmarks": ((16, 16), 30, {"landmarks": 21}),
-    "64 landmarks": ((16, 16), 16, {"landmarks": 64}),
-    "128 landmarks": ((16, 24), 16, {"landmarks": 128}),
-    "rank 3": ((12, 12), 30, {"bias_rank": 3}),
-    "rank 24": ((12, 12), 30, {"bias_rank": 24}),
-    "no features": ((16, 16), 30, {"bias_rank": 0}),
-    "no diagonal": ((16, 16), 30, {"exact_diagonal": False}),
-    "no iteration": ((16, 16), 30, {"iterations": 0}),
-    "narrower than a vector": ((8, 8), 3, {}),
-    "all tokens are landmarks": ((4, 4), 16, {}),
-    "a thousand tokens": ((32, 32), 30, {}),
-}
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["unmasked", "shifted"])
@@ -253,7 +209,7 @@ def test_what_ran_is_told(method):
     assert attention.about() == {"kernel": "fused"}
     assert window.cache.seconds["kernels"] >= 0, "to build and to load them is set-up"
     attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), window_of(8, 8))
-    assert attention.about() == {"kernel": "eager (bfloat16 on cpu is not float32 on cpu)"}
+    assert attention.about() == {"kernel": "eager (there is no kernel for bfloat16 on cpu)"}
     eager = method(implementation="eager")
     eager(q, k, v, window_of(8, 8))
     assert eager.about() == {"kernel": "eager"}
