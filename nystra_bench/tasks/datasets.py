@@ -26,7 +26,7 @@ from nystra_bench.tasks.image_files import (
 from nystra_bench.text import printable
 
 _PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field")
-_BY_NAME_ALONE = ("retina",)  # 1,411² pixels, of the inside of an eye: large, but too unlike what the models are used on
+_BY_NAME_ALONE = ("retina",)  # 1,411² pixels, of the inside of an eye: large, and unlike what the models are used on
 BUNDLED = {
     "bundled": _PHOTOGRAPHS,
     "stereo": ("motorcycle",),
