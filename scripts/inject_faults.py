@@ -15,7 +15,8 @@ from random import Random
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, BEGIN, END = ROOT / "docs" / "FAULTS.md", "<!-- faults -->", "<!-- /faults -->"
-HEAD = "| fault | times injected | survived | cells lost | rows equal to an undisturbed run's |\n|---|---:|---:|---:|---|"
+HEAD = "| fault | times injected | survived | cells lost | rows equal to an undisturbed run's |\n"
+HEAD += "|---|---:|---:|---:|---|"
 sys.path.insert(0, str(ROOT / "tests"))
 
 

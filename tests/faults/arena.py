@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,8 @@ from random import Random
 from unittest import mock
 
 import torch
-
 from faults.toys import PATIENCE_S, Toys
+
 from nystra_bench.cli import main
 from nystra_bench.sweep import inspection
 from nystra_bench.sweep.cell import canonical_json
@@ -217,10 +217,8 @@ class Run:
         return int(children[0]) if children else None
 
     def signal_all(self, number: int) -> None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
-        except ProcessLookupError:
-            pass
 
     def ends(self) -> Outcome:
         """Wait for its end."""

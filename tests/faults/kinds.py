@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 
 from faults.arena import Arena, Survival, gone
+
 from nystra_bench.sweep.cell import SCHEMA
 
 INTERRUPTED = "nystra_bench: interrupted; what was measured is kept, the same command goes on"
@@ -118,7 +119,8 @@ def _mount(*words: str) -> bool:
 def _no_mounts() -> str | None:
     if os.geteuid() or shutil.which("mount") is None:
         return "file systems are mounted by root alone"
-    unshared = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
+    command = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"]
+    unshared = subprocess.run(command, capture_output=True, check=False)
     return None if unshared.returncode == 0 else "root may not mount file systems here"
 
 
@@ -309,7 +311,7 @@ def clock_jumps(arena: Arena, chance: Random) -> int:
 
 
 def odd_places(arena: Arena, chance: Random) -> int:
-    """A locale of ASCII alone, and a folder whose name has blanks, quotes, brackets, commas and bytes that are no text."""
+    """A locale of ASCII alone, and a folder whose name has blanks, quotes, commas and bytes that are no text."""
     arena.results = arena.folder / os.fsdecode("an 'odd' päth, {a}=[b] 風 ".encode() + b"\xe9")
     locale = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     with arena.running(env=locale) as run:
