@@ -206,7 +206,7 @@ def _page(options, rows: list[str]) -> str:
         "div{display:grid;gap:1em;grid-template-columns:repeat(auto-fit,minmax(24em,1fr))}"
     )
     note = (
-        "Seconds are of one call each; python -m nystra_bench measures well. What is made once for all images of a size, "
+        "Seconds are of one call each; python -m nystra_bench measures well. What is made once for images of a size, "
         "as factors of the position bias are, stands apart. The difference is the PSNR of the two outputs in 8 bits."
     )
     return (
