@@ -29,7 +29,9 @@ from nystra_bench.sweep.inspection import child_environment
 from nystra_bench.sweep.store import Store
 
 PARENT = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background, where both are ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from pathlib import Path
 from nystra_bench.cli import main
 from nystra_bench.sweep import inspection

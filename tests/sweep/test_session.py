@@ -60,7 +60,7 @@ NAMES = {c.key: name for name, c in CELLS.items()}
 def session():
     config = SimpleNamespace(name="toy", config={})
     options = dict.fromkeys(("model", "task", "device", "attention", "measure"), config)
-    combination = SimpleNamespace(**options, position_bias="native", dtype="float32")
+    combination = SimpleNamespace(**options, position_bias="native", dtype="float32", execution=())
     return Session([SimpleNamespace(cell=c, combination=combination, window=8, parts={}) for c in CELLS.values()])
 
 
