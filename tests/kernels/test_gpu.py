@@ -63,7 +63,7 @@ def test_shifted_windows(form, monkeypatch):
 
 def test_tokens_that_are_as_near_to_several_clusters_join_them_all():
     q, k, v = random_qkv(1, HEADS, 64, 16)
-    k = k[:, :, :1].expand_as(k).contiguous()
+    k = (4 * k[:, :, :1]).round().expand_as(k).contiguous()  # whole numbers: equal in any order of summation
     assert errors({}, (q, k, v), lambda: window_of(8, 8, with_bias=False)) < CLOSE
 
 
