@@ -176,9 +176,9 @@ class NystraPlusV5Attention(Attention):
         queries = tokens.queries
         if self.residual:
             queries = torch.cat([queries, queries.mean(2, keepdim=True)], 2)
-        far = torch.bmm(queries.flatten(1, 2), clusters.keys.mT).view(*queries.shape[:3], sizes.landmarks)
-        selection = clusters.select(far[:, :, : sizes.block].softmax(-1).mean(2), sizes.keys)
-        sums = self._sums(queries, far, tokens, clusters, selection)
+        far = Weights.of(torch.bmm(queries.flatten(1, 2), clusters.keys.mT).view(*queries.shape[:3], sizes.landmarks))
+        chosen = clusters.select(far.shares(sizes.block), sizes.keys)
+        sums = self._sums(queries, far, tokens, clusters, chosen)
         each = sums[..., :-1] / sums[..., -1:]
         out = each[:, :, : sizes.block]
         if self.residual:
@@ -186,32 +186,30 @@ class NystraPlusV5Attention(Attention):
             out = out + tokens.of_one_region(exact - each[:, :, -1], features.regions.shape[-1])[:, :, None]
         return at(out.flatten(1, 2), order.argsort(1))
 
-    def _sums(self, queries: Tensor, far: Tensor, tokens: InBlocks, clusters: Clusters, chosen: Selection) -> Tensor:
+    def _sums(self, queries: Tensor, far: Weights, tokens: InBlocks, clusters: Clusters, chosen: Selection) -> Tensor:
         """Weighted sums of the values, and of ones in the last column: (n, T, b, d_v + 1), or one row a block more.
 
         Args:
             queries: (n, T, b, D + 1), or with the mean query of each block behind the others.
-            far: their logits (n, T, b, m) with the clusters.
+            far: what they give to the clusters, (n, T, b, m).
         """
-        block = tokens.queries.shape[2]
+        block, width = tokens.queries.shape[2], queries.shape[-1]
         rows = tokens.chosen(chosen)
-        width = queries.shape[-1]
         near = torch.bmm(queries.flatten(0, 1), rows[..., :width].mT).view(*queries.shape[:3], -1)
-        own = tokens.own_logits()
-        top = largest(far, near)
-        top[:, :, :block] = torch.maximum(top[:, :, :block], own.detach()[..., None])
-        far, near = (far - top).exp_(), (near - top).exp_()
+        own = torch.nn.functional.pad(tokens.own_logits(), (0, queries.shape[2] - block), value=NOBODY)[..., None]
+        top = largest(far.top, near, own)
+        near, own, less = (near - top).exp_(), (own - top).exp_(), (far.top - top).exp_()
 
         # What a token's own key has beyond its part in the cluster that stands for it.
-        members = clusters.sizes.gather(1, tokens.member.flatten(1)).view_as(tokens.member)
-        within = far[:, :, :block].gather(-1, tokens.member[..., None])[..., 0] / members
-        own = (own - top[:, :, :block, 0]).exp_() - within
-        own = own.masked_fill(chosen.taken.gather(-1, tokens.member), 0.0)
+        members = clusters.sizes.gather(1, tokens.member.flatten(1)).view_as(tokens.member)[..., None]
+        within = far.weights[:, :, :block].gather(-1, tokens.member[..., None]) / members
+        own = own[:, :, :block] - within * less[:, :, :block]
+        own = own.masked_fill(chosen.taken.gather(-1, tokens.member)[..., None], 0.0)
 
-        far = far * ~chosen.taken[:, :, None]
-        sums = torch.bmm(near.flatten(0, 1), rows[..., width:]).view(*queries.shape[:3], -1)
-        sums = sums + torch.bmm(far.flatten(1, 2), clusters.values).view_as(sums)
-        beyond = own[..., None] * tokens.in_blocks[..., width:]
+        left = far.weights * ~chosen.taken[:, :, None]
+        sums = less * torch.bmm(left.flatten(1, 2), clusters.values).view(*queries.shape[:3], -1)
+        sums = sums + torch.bmm(near.flatten(0, 1), rows[..., width:]).view_as(sums)
+        beyond = own * tokens.in_blocks[..., width:]
         return sums + torch.nn.functional.pad(beyond, (0, 0, 0, queries.shape[2] - block))
 
     @torch.no_grad()
@@ -302,6 +300,27 @@ class InBlocks:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Exponentials of logits, over those of the largest in their row."""
+
+    weights: Tensor
+    """(n, T, b, m)"""
+    top: Tensor
+    """(n, T, b, 1), the largest logits"""
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Weights:
+        top = largest(logits)
+        return cls((logits - top).exp_(), top)
+
+    @torch.no_grad()
+    def shares(self, block: int) -> Tensor:
+        """(n, T, m): the first ``block`` rows divided by their sums, and added up."""
+        weights = self.weights[:, :, :block]
+        return (weights.sum(-1).reciprocal()[:, :, None] @ weights)[:, :, 0]
+
+
+@dataclass(frozen=True)
 class Features:
     """What stands beside queries and keys: of the bias F and G, the same for all windows of a head, and of regions."""
 
@@ -360,10 +379,9 @@ def nearest(keys: Tensor, marks: Tensor, regions: int) -> Tensor:
 
 
 @torch.no_grad()
-def largest(far: Tensor, near: Tensor) -> Tensor:
-    """The largest (..., 1) of two sets of logits in the last dimension, of which the second may be empty."""
-    top = far.amax(-1, keepdim=True)
-    return torch.maximum(top, near.amax(-1, keepdim=True)) if near.shape[-1] else top
+def largest(*logits: Tensor) -> Tensor:
+    """The largest (..., 1) of several sets of logits in the last dimension, some of which may be empty."""
+    return torch.stack([x.amax(-1, keepdim=True) for x in logits if x.shape[-1]]).amax(0)
 
 
 def at(rows: Tensor, numbers: Tensor) -> Tensor:
