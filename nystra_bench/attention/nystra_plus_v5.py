@@ -136,7 +136,7 @@ class NystraPlusV5Attention(Attention):
         m, rows = sizes.landmarks, sizes.blocks * (sizes.block + self.residual)
         seeding = min(CANDIDATES * m, tokens) ** 2 * dim
         clustering = (self.clustering + 1) * tokens * m * dim
-        attending = rows * (m + sizes.keys) * (dim + dim_v + 2)
+        attending = rows * (m + sizes.keys) * (dim + dim_v + 2) + sizes.blocks * sizes.block * m
         exact = sizes.blocks * tokens * (dim + dim_v) if self.residual else 0
         return 2 * windows * heads * (seeding + clustering + attending + exact)
 
