@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ def farthest_points(distances: Tensor, count: int) -> Tensor:
         count: m, how many to choose, at most C.
 
     Returns:
-        Their numbers (b, m) int64, rising. (Gonzalez, 1985.)
+        Their numbers (b, m) int64, in the order of their choice. (Gonzalez, 1985.)
     """
     chosen = [torch.zeros(len(distances), dtype=torch.int64, device=distances.device)]
     everyone = torch.arange(len(distances), device=distances.device)
@@ -31,7 +32,33 @@ def farthest_points(distances: Tensor, count: int) -> Tensor:
         farthest = nearest.argmax(1)
         chosen.append(farthest)
         nearest = torch.minimum(nearest, distances[everyone, farthest])
-    return torch.stack(chosen, 1).sort(1).values
+    return torch.stack(chosen, 1)
+
+
+def along_a_path(distances: Tensor) -> Tensor:
+    """The points in an order in which neighbours are near: from the first one on, always the nearest that is left.
+
+    Args:
+        distances: (b, m, m), between all points.
+
+    Returns:
+        Their numbers (b, m) int64.
+    """
+    everyone = torch.arange(len(distances), device=distances.device)
+    here = torch.zeros_like(everyone)
+    passed = torch.zeros_like(distances[:, 0])
+    order = [here]
+    for _ in range(distances.shape[1] - 1):
+        passed = passed.scatter(1, here[:, None], math.inf)
+        here = (distances[everyone, here] + passed).argmin(1)
+        order.append(here)
+    return torch.stack(order, 1)
+
+
+def between(distances: Tensor, chosen: Tensor) -> Tensor:
+    """The distances (b, m, m) of those (b, C, C) that are between the chosen points (b, m)."""
+    rows = distances.gather(1, chosen[:, :, None].expand(-1, -1, distances.shape[2]))
+    return rows.gather(2, chosen[:, None].expand(-1, chosen.shape[1], -1))
 
 
 def squared_distances(points: Tensor) -> Tensor:
@@ -76,6 +103,7 @@ class Clusters:
         means = sums_by(member, torch.cat([keys, squares, values], -1), clusters) / sizes.clamp(min=1)[..., None]
         of_keys, of_squares, of_values = means.split([keys.shape[-1], 1, values.shape[-1]], -1)
         spread = (of_squares[..., 0] - of_keys.square().sum(-1)).clamp(min=0).sqrt()
+        spread = spread.masked_fill(sizes < 2, 0.0)  # but for rounding; there is nothing to gain from a single token
         weights = torch.where(sizes > 0, sizes.clamp(min=1).to(keys.dtype).log(), NOBODY)
         return cls(torch.cat([of_keys, weights[..., None]], -1), of_values, spread, sizes, starts)
 

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from nystra_bench.attention.base import MASKED, Attention, Window
-from nystra_bench.attention.clusters import NOBODY, Clusters, farthest_points, squared_distances, sums_by
+from nystra_bench.attention.clusters import (
+    NOBODY,
+    Clusters,
+    Selection,
+    along_a_path,
+    between,
+    farthest_points,
+    squared_distances,
+    sums_by,
+)
 from nystra_bench.attention.folding import folded_bias
 from nystra_bench.attention.landmarks import central_tokens, refuses_landmarks
 from nystra_bench.attention.parameters import check_whole_numbers
@@ -29,9 +38,9 @@ SLAB = 4_000_000
 class NystraPlusV5Attention(Attention):
     """Ours, version 5: near keys one by one, far keys by the means of their clusters, one softmax over both.
 
-    The tokens of a window and head are put into m clusters by their keys, and stored in the order of their clusters;
-    so queries that stand together have similar keys, and as images are smooth, ask for similar ones. For each block of
-    N / m queries in this order
+    The tokens of a window and head are put into m clusters by their keys, and stored in the order of their clusters,
+    which are numbered along a path from each to the nearest; so queries that stand together have similar keys, and as
+    images are smooth, ask for similar ones. For each block of N / m queries in this order
 
     1. the clusters are ranked by what their means would lose: the weight that the block gives to a cluster, times the
        spread of its keys, over their number;
@@ -45,11 +54,11 @@ class NystraPlusV5Attention(Attention):
     into the features, ``[Q F][K G]^T = Q K^T + B``; the regions of shifted windows are features, too, which give the
     pairs within a region the 100 that Swin's mask takes off the others.
 
-    Multiply-adds a token and head, D = d + r: ``m (4 D + 2 d) + K (D + d)``. With m = sqrt(N) and K = 4 sqrt(N), the
-    defaults, all of it grows like N^1.5.
+    Multiply-adds a token and head, D = d + r: ``m (4 D + 2 d) + K (D + d)``. With m = 2 sqrt(N) and K = 4 sqrt(N),
+    the defaults, all of it grows like N^1.5.
 
     Args:
-        landmarks: m, the number of clusters; None for sqrt(N).
+        landmarks: m, the number of clusters; None for 2 sqrt(N).
         exact_keys: K, the keys that a block of queries attends one by one, at most; None for 4 sqrt(N).
         bias_rank: r, the number of features that stand for the position bias; 0 leaves it out.
         clustering: steps of Lloyd's k-means on all tokens, before all join their nearest cluster.
@@ -59,7 +68,7 @@ class NystraPlusV5Attention(Attention):
         ValueError: a parameter is out of its range.
     """
 
-    version = "5.0"
+    version = "5.1"
     uses_bias = True
     folds_bias = True
     uses_mask = True
@@ -92,7 +101,7 @@ class NystraPlusV5Attention(Attention):
     def sizes(self, tokens: int) -> Sizes:
         """m and K in windows of N tokens."""
         root = math.isqrt(tokens)
-        landmarks = root if self.landmarks is None else self.landmarks
+        landmarks = min(2 * root, tokens) if self.landmarks is None else self.landmarks
         keys = 4 * root if self.exact_keys is None else self.exact_keys
         return Sizes(tokens, landmarks, min(keys, tokens))
 
@@ -127,7 +136,7 @@ class NystraPlusV5Attention(Attention):
         m, rows = sizes.landmarks, sizes.blocks * (sizes.block + self.residual)
         seeding = min(CANDIDATES * m, tokens) ** 2 * dim
         clustering = (self.clustering + 1) * tokens * m * dim
-        attending = rows * (m + sizes.keys) * (dim + dim_v + 2)
+        attending = rows * (m + sizes.keys) * (dim + dim_v + 2) + sizes.blocks * sizes.block * m
         exact = sizes.blocks * tokens * (dim + dim_v) if self.residual else 0
         return 2 * windows * heads * (seeding + clustering + attending + exact)
 
@@ -141,7 +150,8 @@ class NystraPlusV5Attention(Attention):
         """The keys with their features (n, m, D) that clusters start from, of keys (n, N, d).
 
         Far from one another among the tokens in the middle of a grid's cells: those lie apart on the image, too, and
-        are outliers less often than the farthest of all tokens.
+        are outliers less often than the farthest of all tokens. Along a path from each to the nearest, so that blocks
+        of queries are cut from neighbouring clusters.
         """
         among = window.cache.once("candidates", lambda: candidates(sizes, window).to(k.device))
         found = []
@@ -150,67 +160,57 @@ class NystraPlusV5Attention(Attention):
             keys = torch.cat([k[i].index_select(1, among), of.g.index_select(1, among)], -1)
             regions = of.regions.index_select(1, among)
             apart = (-MASKED - regions @ regions.mT) * APART if regions.shape[-1] else 0.0
-            chosen = farthest_points(squared_distances(keys) + apart, sizes.landmarks)
+            distances = squared_distances(keys) + apart
+            chosen = farthest_points(distances, sizes.landmarks)
+            chosen = chosen.gather(1, along_a_path(between(distances, chosen)))
             found.append(at(torch.cat([keys, regions], -1), chosen))
         return torch.cat(found)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, features: Features, seeds: Tensor, sizes: Sizes) -> Tensor:
         """The whole method (n, N, d_v) for q, k (n, N, d), v (n, N, d_v) of n windows and heads, and their seeds."""
-        n, tokens, block, blocks = len(q), sizes.tokens, sizes.block, sizes.blocks
-        regions = features.regions.shape[-1]
-        one = v.new_ones(1, 1, 1).expand(n, tokens, 1)
         keys = torch.cat([k, features.g, features.regions], -1)
-        dim = keys.shape[-1]
-
-        # In the order of clusters; the last token fills the last block up, and a row that nobody attends to comes last.
-        member = self._members(keys, seeds, regions)
+        member = self._members(keys, seeds, features.regions.shape[-1])
         order = member.argsort(dim=1, stable=True)
-        full = order[:, torch.arange(blocks * block, device=q.device).clamp(max=tokens - 1)]
-        member = member.gather(1, full)
-        rows = at(torch.cat([keys, torch.zeros_like(one), v, one], -1), full).flatten(0, 1)
-        filler = torch.cat([rows.new_zeros(dim), rows.new_tensor([NOBODY]), rows.new_zeros(v.shape[-1] + 1)])
-        rows = torch.cat([rows, filler[None]])
-        ordered = rows[:-1].view(n, blocks * block, -1)
-        queries = at(torch.cat([q, features.f, features.regions, one], -1), full).view(n, blocks, block, dim + 1)
+        tokens = InBlocks.of(torch.cat([q, features.f, features.regions], -1), keys, v, member, order, sizes)
+        clusters = tokens.clusters(sizes)
+        queries = tokens.queries
         if self.residual:
-            mean = queries.mean(2, keepdim=True)
-            queries = torch.cat([queries, mean], 2)
-
-        clusters = Clusters.of(
-            member[:, :tokens], ordered[:, :tokens, :dim], ordered[:, :tokens, dim + 1 :], sizes.landmarks
-        )
-        far = torch.bmm(queries.flatten(1, 2), clusters.keys.mT).view(*queries.shape[:3], sizes.landmarks)
-        selection = clusters.select(far[:, :, :block].softmax(-1).mean(2), sizes.keys)
-        near_rows = rows.index_select(0, selection.rows(blocks * block, n * blocks * block))
-        near_rows = near_rows.view(n * blocks, sizes.keys, rows.shape[-1])
-        near = torch.bmm(queries.flatten(0, 1), near_rows[..., : dim + 1].mT).view(*queries.shape[:3], sizes.keys)
-
-        # Each token's own key, where its cluster stands for it.
-        in_blocks = ordered.view(n, blocks, block, -1)
-        member = member.view(n, blocks, block)
-        own = torch.linalg.vecdot(queries[:, :, :block], in_blocks[..., : dim + 1])
-        top = far.detach().amax(-1, keepdim=True)
-        if sizes.keys:
-            top = torch.maximum(top, near.detach().amax(-1, keepdim=True))
-        top[:, :, :block] = torch.maximum(top[:, :, :block], own.detach()[..., None])
-        far, near = (far - top).exp_(), (near - top).exp_()
-        members = clusters.sizes.gather(1, member.flatten(1)).view_as(member)
-        within = far[:, :, :block].gather(-1, member[..., None])[..., 0] / members
-        own = ((own - top[:, :, :block, 0]).exp_() - within).masked_fill(selection.taken.gather(-1, member), 0.0)
-
-        far = far * ~selection.taken[:, :, None]
-        out = torch.bmm(near.flatten(0, 1), near_rows[..., dim + 1 :]).view(*queries.shape[:3], -1)
-        out = out + torch.bmm(far.flatten(1, 2), clusters.values).view_as(out)
-        each = out[:, :, :block] + own[..., None] * in_blocks[..., dim + 1 :]
-        each = each[..., :-1] / each[..., -1:]
+            queries = torch.cat([queries, queries.mean(2, keepdim=True)], 2)
+        far = Weights.of(torch.bmm(queries.flatten(1, 2), clusters.keys.mT).view(*queries.shape[:3], sizes.landmarks))
+        chosen = clusters.select(far.shares(sizes.block), sizes.keys)
+        sums = self._sums(queries, far, tokens, clusters, chosen)
+        each = sums[..., :-1] / sums[..., -1:]
+        out = each[:, :, : sizes.block]
         if self.residual:
-            exact = torch.bmm(mean[:, :, 0, :dim], keys.mT).softmax(-1) @ v
-            wrong = exact - out[:, :, block, :-1] / out[:, :, block, -1:]
-            if regions:  # a mean query of two regions is nobody's
-                marks = queries[:, :, :block, dim - regions : dim]
-                wrong = wrong * (marks.amax(2) == marks.amin(2)).all(-1, keepdim=True)
-            each = each + wrong[:, :, None]
-        return at(each.flatten(1, 2), order.argsort(1))
+            exact = torch.bmm(queries[:, :, -1, :-1], keys.mT).softmax(-1) @ v
+            out = out + tokens.of_one_region(exact - each[:, :, -1], features.regions.shape[-1])[:, :, None]
+        return at(out.flatten(1, 2), order.argsort(1))
+
+    def _sums(self, queries: Tensor, far: Weights, tokens: InBlocks, clusters: Clusters, chosen: Selection) -> Tensor:
+        """Weighted sums of the values, and of ones in the last column: (n, T, b, d_v + 1), or one row a block more.
+
+        Args:
+            queries: (n, T, b, D + 1), or with the mean query of each block behind the others.
+            far: what they give to the clusters, (n, T, b, m).
+        """
+        block, width = tokens.queries.shape[2], queries.shape[-1]
+        rows = tokens.chosen(chosen)
+        near = torch.bmm(queries.flatten(0, 1), rows[..., :width].mT).view(*queries.shape[:3], -1)
+        own = torch.nn.functional.pad(tokens.own_logits(), (0, queries.shape[2] - block), value=NOBODY)[..., None]
+        top = largest(far.top, near, own)
+        near, own, less = (near - top).exp_(), (own - top).exp_(), (far.top - top).exp_()
+
+        # What a token's own key has beyond its part in the cluster that stands for it.
+        members = clusters.sizes.gather(1, tokens.member.flatten(1)).view_as(tokens.member)[..., None]
+        within = far.weights[:, :, :block].gather(-1, tokens.member[..., None]) / members
+        own = own[:, :, :block] - within * less[:, :, :block]
+        own = own.masked_fill(chosen.taken.gather(-1, tokens.member)[..., None], 0.0)
+
+        left = far.weights * ~chosen.taken[:, :, None]
+        sums = less * torch.bmm(left.flatten(1, 2), clusters.values).view(*queries.shape[:3], -1)
+        sums = sums + torch.bmm(near.flatten(0, 1), rows[..., width:]).view_as(sums)
+        beyond = own * tokens.in_blocks[..., width:]
+        return sums + torch.nn.functional.pad(beyond, (0, 0, 0, queries.shape[2] - block))
 
     @torch.no_grad()
     def _members(self, keys: Tensor, marks: Tensor, regions: int) -> Tensor:
@@ -243,6 +243,81 @@ class Sizes:
     def weights(self) -> int:
         """Numbers that a window and head needs at once, about."""
         return self.tokens * (2 * self.landmarks + self.keys)
+
+
+@dataclass(frozen=True)
+class InBlocks:
+    """Tokens in the order of their clusters, n windows and heads, cut into T blocks of b; the last one fills up."""
+
+    queries: Tensor
+    """(n, T, b, D + 1), their features beside them, and a one"""
+    rows: Tensor
+    """(n T b + 1, D + 1 + d_v + 1): keys and their features, the logarithm of one, values, a one; at last a row that
+    nobody attends to"""
+    member: Tensor
+    """(n, T, b) int64: the clusters"""
+
+    @classmethod
+    def of(cls, queries: Tensor, keys: Tensor, v: Tensor, member: Tensor, order: Tensor, sizes: Sizes) -> InBlocks:
+        """Of queries and keys (n, N, D), values (n, N, d_v), clusters and order (n, N)."""
+        one = keys.new_ones(1, 1, 1).expand(*keys.shape[:2], 1)
+        places = torch.arange(sizes.blocks * sizes.block, device=keys.device).clamp(max=sizes.tokens - 1)
+        full = order[:, places]
+        rows = at(torch.cat([keys, torch.zeros_like(one), v, one], -1), full).flatten(0, 1)
+        nobody = rows.new_zeros(1, rows.shape[-1])
+        nobody[:, keys.shape[-1]] = NOBODY
+        in_blocks = (len(keys), sizes.blocks, sizes.block)
+        queries = at(torch.cat([queries, one], -1), full).view(*in_blocks, -1)
+        return cls(queries, torch.cat([rows, nobody]), member.gather(1, full).view(in_blocks))
+
+    @property
+    def in_blocks(self) -> Tensor:
+        """The rows (n, T, b, D + 1 + d_v + 1), without that of nobody."""
+        return self.rows[:-1].view(*self.queries.shape[:3], -1)
+
+    def clusters(self, sizes: Sizes) -> Clusters:
+        width = self.queries.shape[-1]
+        rows = self.in_blocks.flatten(1, 2)[:, : sizes.tokens]
+        member = self.member.flatten(1)[:, : sizes.tokens]
+        return Clusters.of(member, rows[..., : width - 1], rows[..., width:], sizes.landmarks)
+
+    def chosen(self, selection: Selection) -> Tensor:
+        """The rows (n T, K, D + 1 + d_v + 1) that each block attends to one by one."""
+        n, blocks, block = self.member.shape
+        numbers = selection.rows(blocks * block, n * blocks * block)
+        return self.rows.index_select(0, numbers).view(n * blocks, -1, self.rows.shape[-1])
+
+    def own_logits(self) -> Tensor:
+        """(n, T, b), of each token with itself."""
+        return torch.linalg.vecdot(self.queries, self.in_blocks[..., : self.queries.shape[-1]])
+
+    def of_one_region(self, rows: Tensor, regions: int) -> Tensor:
+        """Rows (n, T, w) of blocks, 0 for blocks with tokens of two regions: their mean query is nobody's."""
+        if not regions:
+            return rows
+        marks = self.queries[..., -1 - regions : -1]
+        return rows * (marks.amax(2) == marks.amin(2)).all(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Exponentials of logits, over those of the largest in their row."""
+
+    weights: Tensor
+    """(n, T, b, m)"""
+    top: Tensor
+    """(n, T, b, 1), the largest logits"""
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Weights:
+        top = largest(logits)
+        return cls((logits - top).exp_(), top)
+
+    @torch.no_grad()
+    def shares(self, block: int) -> Tensor:
+        """(n, T, m): the first ``block`` rows divided by their sums, and added up."""
+        weights = self.weights[:, :, :block]
+        return (weights.sum(-1).reciprocal()[:, :, None] @ weights)[:, :, 0]
 
 
 @dataclass(frozen=True)
@@ -301,6 +376,12 @@ def nearest(keys: Tensor, marks: Tensor, regions: int) -> Tensor:
     plain = marks[..., : marks.shape[-1] - regions]
     half_squares = plain.square().sum(-1)[:, None].mul(-0.5)
     return torch.baddbmm(half_squares, keys, marks.mT).argmax(-1)
+
+
+@torch.no_grad()
+def largest(*logits: Tensor) -> Tensor:
+    """The largest (..., 1) of several sets of logits in the last dimension, some of which may be empty."""
+    return torch.stack([x.amax(-1, keepdim=True) for x in logits if x.shape[-1]]).amax(0)
 
 
 def at(rows: Tensor, numbers: Tensor) -> Tensor:

@@ -10,7 +10,15 @@ import torch
 from attention_references import random_qkv, relative_error, smooth_bias_of
 
 from nystra_bench.attention.base import Window
-from nystra_bench.attention.clusters import PASSES, Clusters, farthest_points, fitting, squared_distances
+from nystra_bench.attention.clusters import (
+    PASSES,
+    Clusters,
+    along_a_path,
+    between,
+    farthest_points,
+    fitting,
+    squared_distances,
+)
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.landmarks import central_tokens
 from nystra_bench.attention.nystra_plus_v5 import NystraPlusV5Attention
@@ -43,7 +51,11 @@ def plain(q, k, v, landmarks, count, clustering, residual):
     chosen = [0]
     while len(chosen) < landmarks:
         chosen.append(int(torch.cdist(among, among[chosen]).min(1).values.argmax()))
-    marks = among[sorted(chosen)]
+    marks, path = among[chosen], [0]
+    while len(path) < landmarks:  # from each to the nearest that is left
+        left = [c for c in range(landmarks) if c not in path]
+        path.append(min(left, key=lambda c: float(torch.dist(marks[c], marks[path[-1]]))))
+    marks = marks[path]
     for _ in range(clustering):
         member = torch.cdist(k, marks).argmin(1)
         marks = torch.stack([k[member == c].mean(0) if (member == c).any() else marks[c] for c in range(landmarks)])
@@ -77,15 +89,17 @@ def plain(q, k, v, landmarks, count, clustering, residual):
             top, total = top + beyond * v[itself], total + beyond
         return top / total
 
-    for block in order.split(-(-tokens // landmarks)):
+    size = -(-tokens // landmarks)
+    for block in order.split(size):
+        filled = torch.cat([block, block[-1:].expand(size - len(block))])  # the last one, by its last query
         shares = torch.zeros(landmarks, dtype=k.dtype)
-        for i in block:
+        for i in filled:
             row = torch.stack([q[i] @ k[g].mean(0) + math.log(len(g)) for g in groups.values()])
             for c, weight in zip(groups, row.softmax(0), strict=True):
                 shares[c] += weight
         spread = {c: (k[g] - k[g].mean(0)).square().sum(1).mean().sqrt() for c, g in groups.items()}
         gain = {c: float(shares[c] * spread[c] / len(g)) for c, g in groups.items()}
-        ranked = [c for c in sorted(gain, key=lambda c: -gain[c]) if gain[c] > 1e-12]
+        ranked = [c for c in sorted(gain, key=lambda c: -gain[c]) if gain[c] > 0]
         taken, left = set(), count
         for _ in range(PASSES):
             free = left
@@ -96,10 +110,7 @@ def plain(q, k, v, landmarks, count, clustering, residual):
                     break
                 taken.add(c)
                 left -= len(groups[c])
-        mean = q[block].mean(0) if len(block) == -(-tokens // landmarks) else None
-        if mean is None:  # the last block is filled up with its last query
-            filled = torch.cat([block, block[-1:].expand(-(-tokens // landmarks) - len(block))])
-            mean = q[filled].mean(0)
+        mean = q[filled].mean(0)
         wrong = (mean @ k.T).softmax(0) @ v - attend(mean, taken) if residual else 0
         for i in block:
             out[i] = attend(q[i], taken, int(i)) + wrong
@@ -194,6 +205,14 @@ def test_what_does_not_fit_is_refused():
 def test_farthest_points_are_far_apart():
     points = torch.tensor([[0.0], [1.0], [10.0], [11.0], [5.0]])[None]
     assert farthest_points(squared_distances(points), 3).tolist() == [[0, 3, 4]]
+
+
+def test_a_path_goes_from_each_point_to_the_nearest_that_is_left():
+    points = torch.tensor([[[0.0], [10.0], [1.0], [5.0], [-2.0]], [[0.0]] * 5])
+    assert along_a_path(squared_distances(points)).tolist() == [[0, 2, 4, 3, 1], [0, 1, 2, 3, 4]]
+    distances = squared_distances(points)
+    chosen = torch.tensor([[3, 0, 1], [0, 1, 2]])
+    assert torch.equal(between(distances, chosen)[0], distances[0][chosen[0]][:, chosen[0]])
 
 
 def test_clusters_are_selected_by_what_their_means_lose():
