@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
@@ -35,9 +35,9 @@ class Implementation:
     Args:
         asked: one of ``IMPLEMENTATIONS``.
         kernel: name of the operator.
-        flops: its floating point operations, see ``kernels.operator``.
+        flops: its floating point operations on each device for which there is one (``LIBRARIES``), see
+            ``kernels.operator``.
         unserved: why the kernel does not have the method's parameters, as one clause; None where it does.
-        devices: the names of those in ``LIBRARIES`` for which there is a kernel.
 
     Raises:
         ValueError: ``asked`` is unknown, or ``fused`` for parameters that the kernel does not have.
@@ -45,22 +45,17 @@ class Implementation:
     """
 
     def __init__(
-        self,
-        asked: str,
-        kernel: str,
-        flops: Callable[..., int],
-        unserved: str | None = None,
-        devices: tuple[str, ...] = ("cpu",),
+        self, asked: str, kernel: str, flops: Mapping[str, Callable[..., int]], unserved: str | None = None
     ):
         if asked not in IMPLEMENTATIONS:
             raise ValueError(f"implementation={asked} is unknown: accepted are {', '.join(IMPLEMENTATIONS)}")
         if asked == "fused" and unserved:
             raise ValueError(f"implementation=fused does not fit, since {unserved}: {INSTEAD}")
-        elsewhere = "cuda" in devices and torch.cuda.is_available()
+        elsewhere = "cuda" in flops and torch.cuda.is_available()
         if asked == "fused" and not elsewhere and (reason := kernels.refusal()):
             raise _unavailable(reason)
         self._asked, self._kernel, self._flops, self._unserved = asked, kernel, flops, unserved
-        self._dtypes = {device: LIBRARIES[device][1] for device in devices}
+        self._dtypes = {device: LIBRARIES[device][1] for device in flops}
         self._ran: str | None = None
 
     def operator(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Callable[..., Tensor] | None:
@@ -85,7 +80,7 @@ class Implementation:
         elif self._asked == "fused":
             raise UserError(f"implementation=fused does not fit, since {reason}: {INSTEAD}")
         self._ran = f"eager ({reason})" if reason else "fused"
-        return None if reason else library.operator(self._kernel, self._flops)
+        return None if reason else library.operator(self._kernel, self._flops[q.device.type])
 
     def _refused(self, *tensors: Tensor) -> str | None:
         """Why tensors are not the kernels', as one clause; None where they are."""

@@ -37,7 +37,7 @@ class FusedNystraAttention(NystraAttention):
     ):
         super().__init__(landmarks, iterations, init, guard)
         self.implementation = implementation
-        self._form = Implementation(implementation, "nystra", _flops)
+        self._form = Implementation(implementation, "nystra", {"cpu": _flops})
 
     def about(self) -> dict[str, str]:
         return self._form.about()

@@ -51,7 +51,7 @@ class FusedNystraPlusAttention(NystraPlusAttention):
         if landmarks_from != "clusters" or clustering:
             unserved = f"the kernel has no landmarks_from={landmarks_from} with clustering={clustering}"
         self.implementation = implementation
-        self._form = Implementation(implementation, "nystra_plus", _flops, unserved, devices=("cpu", "cuda"))
+        self._form = Implementation(implementation, "nystra_plus", {"cpu": _flops, "cuda": _flops_on_gpu}, unserved)
 
     def about(self) -> dict[str, str]:
         if self._by_layer:  # the layers have objects of their own
@@ -175,4 +175,9 @@ def _flops(
 ) -> int:
     """Those of the eager form's matrix products, from shapes; the kernel forms the clusters' means by sums instead."""
     (windows, heads, tokens, dim), (landmarks,), rank = q, centres, queries[2]
+    return NystraPlusAttention(landmarks, iterations, rank).flops(windows, heads, tokens, dim, v[3])
+
+
+def _flops_on_gpu(q, k, v, f, g, diagonal, centres, regions, iterations, exact_diagonal, **_) -> int:
+    (windows, heads, tokens, dim), (landmarks,), rank = q, centres, f[2]
     return NystraPlusAttention(landmarks, iterations, rank).flops(windows, heads, tokens, dim, v[3])

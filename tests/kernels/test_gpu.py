@@ -12,10 +12,13 @@ from kernel_cases import CASES, CLOSE, HEADS, shifted, window_of
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are defined
 
-pytest.importorskip("triton", reason="triton comes with PyTorch for GPUs, and with the development packages on Linux")
+pytest.importorskip("triton", reason="triton comes with PyTorch for GPUs; on a CPU: pip install triton")
+
+from torch.utils.flop_counter import FlopCounterMode
 
 from nystra_bench.attention.nystra_plus import NystraPlusAttention
 from nystra_bench.attention.nystra_plus_fused import FusedNystraPlusAttention
+from nystra_bench.kernels import gpu as library
 from nystra_bench.kernels.gpu import nystra_plus as gpu
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -91,6 +94,15 @@ def test_what_is_not_finite_stays_so(which):
     qkv[which] = qkv[which].clone()
     qkv[which][0, 0, 5, 3] = float("nan")
     assert not kernel(FusedNystraPlusAttention(), qkv, window_of(8, 8)).isfinite().all()
+
+
+def test_its_operations_are_counted_as_those_of_the_eager_form():
+    method, qkv, window = FusedNystraPlusAttention(), smooth_qkv(1, HEADS, 8, 8, 16), window_of(8, 8)
+    q, k, v = (x.to(DEVICE) for x in qkv)
+    operator = library.operator("nystra_plus", method._form._flops["cuda"])
+    with FlopCounterMode(display=False) as counter:
+        operator(q, k, v, *method._features(window, q), None, method.iterations, method.exact_diagonal)
+    assert counter.get_total_flops() == method.flops(1, HEADS, 64, 16, 16)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
