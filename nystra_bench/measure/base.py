@@ -97,6 +97,10 @@ class Measurement:
     quiet: ClassVar[bool] = False
     """Whether nothing else may run on the device meanwhile, as for timings."""
 
+    by_image: ClassVar[bool] = False
+    """Whether a cell can be spread over jobs: ``run`` then measures, where ``Workbench.images`` names a part of the
+    images, these alone, and keeps what the cell's job puts together (``Store.journal``)."""
+
     trained: ClassVar[bool] = True
     """Whether it needs trained weights: False where random ones give the same numbers, as costs are."""
 

@@ -207,6 +207,7 @@ class Engine:
                 session.request(common),
                 timeout_s=self.config["timeout_s"],
                 quiet=any(p.combination.measurement.quiet for p in session.planned),
+                images={p.cell.key: p.images for p in session.planned if p.combination.measurement.by_image},
             )
             for session in group(missing)
         ]

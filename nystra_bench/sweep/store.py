@@ -45,7 +45,7 @@ LONGEST = 240
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 """How a file system says that a folder's new name was taken since it was looked for: by another writer."""
 
-RESULT, FAILURE, JOURNAL = "result.json", "failure.json", "journal.jsonl"
+RESULT, FAILURE, JOURNAL, JOURNALS = "result.json", "failure.json", "journal.jsonl", "journal*.jsonl"
 
 
 class Store:
@@ -175,16 +175,19 @@ class Store:
         make_room(path)
         write_atomically(path, json.dumps(encode_numbers(content), indent=1))
 
-    def journal(self, cell: Cell, header: Mapping | None = None) -> Journal:
+    def journal(self, cell: Cell, header: Mapping | None = None, part: str = "") -> Journal:
         """What is done of a cell that is not finished; kept until its result is saved, whatever happens to its process.
 
         Args:
             header: what the records depend on besides the cell; those kept under another one are discarded.
+            part: of the cell that this process measures, where others measure the rest: each writes a journal of its
+                own, and all are read.
         """
         # A result that is to be replaced may have its own journal beside it, where its writer was killed just then.
         replaced = self.result(cell.key)
         first = {"header": dict(header or {}), "replaces": replaced and replaced.get("finished")}
-        return Journal(self.folder / cell.key / JOURNAL, first)
+        own = self.folder / cell.key / (JOURNALS.replace("*", f"-{part}") if part else JOURNAL)
+        return Journal(own, first, [file for file in sorted(own.parent.glob(JOURNALS)) if file != own])
 
     def panel_images(self, cell: Cell, image: str) -> Path:
         """The file with the input and clean image of a quality cell's panel; cells of one task share it."""
