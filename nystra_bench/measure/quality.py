@@ -255,7 +255,8 @@ class Pass:
 
     def _features(self, sample: Sample, output: np.ndarray) -> dict[str, np.ndarray]:
         """What is kept of an image for the metrics of whole sets."""
-        images, found = {"metrics": output, "input": self.task.as_output(sample.degraded)}, {}
+        images = {"metrics": output, "input": self.task.as_output(sample.degraded)}
+        found: dict[str, np.ndarray] = {}
         for part, name, accumulator, against in self._open_sets():
             pair = accumulator.features(images[part], self._target(against, sample))
             found |= {_entry(part, name, side): features for side, features in zip(SIDES, pair, strict=True)}

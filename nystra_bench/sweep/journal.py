@@ -8,7 +8,7 @@ import json
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nystra_bench.sweep.cell import canonical_json, encode_numbers
 from nystra_bench.sweep.files import make_room, remove, write_atomically
@@ -56,7 +56,8 @@ class Journal:
         """Keep arrays under a name of their own, whole or not at all."""
         import numpy as np
 
-        index, distinct = {}, {}
+        index: dict[str, str] = {}
+        distinct: dict[str, Any] = {}
         for key, array in arrays.items():
             index[key] = hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
             distinct[index[key]] = array

@@ -29,13 +29,18 @@ from nystra_bench.sweep.executors.cluster import ClusterExecutor
 
 
 class Call:
-    name = "here"
+    name, ends = "here", []
 
     def __init__(self, function, argument):
         self.function, self.argument = function, argument
 
     def done(self):
-        self.function(self.argument)
+        if not self.ends:  # else the machine was taken away, and each call is asked whether it is to be cancelled
+            try:
+                self.function(self.argument)
+            except BaseException as end:
+                self.ends.append(end)
+                raise
         return True
 
     def result(self):
