@@ -57,6 +57,7 @@ class Here(ClusterExecutor):
         super().__init__(1, 0, None, 16, images_per_job)
 
     def start(self, function, calls, folder):
+        Call.ends.clear()
         return [Call(function, argument) for argument, _ in calls]
 """
 
