@@ -113,7 +113,7 @@ def attempt(folder, results, kill_at=None, chance=None):
         [*command, "device.threads=1"], env=environment, stdout=quiet, stderr=quiet, start_new_session=True
     ) as process:
         while process.poll() is None:
-            time.sleep(LOOK_S)
+            pause(process)
             children, now = children_of(process), kept(results)
             worker = children[-1] if children else None
             for pid in (process.pid, *children):
@@ -129,6 +129,15 @@ def attempt(folder, results, kill_at=None, chance=None):
         told.processor_s = sum(used.values())
         told.code, told.seconds, told.kept = process.returncode, time.monotonic() - began, kept(results)
     return told
+
+
+def pause(process):
+    """Wait a little; where this script is ended meanwhile, the run is, too."""
+    try:
+        time.sleep(LOOK_S)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 def kill(process, worker, chance):
@@ -153,6 +162,7 @@ def main():
     parser.add_argument("--seed", type=int, default=None, help="of the moments")
     about = parser.parse_args()
     chance = Random(about.seed)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory(prefix="nystra_bench-images-") as name:
         folder = Path(name)

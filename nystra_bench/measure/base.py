@@ -200,7 +200,10 @@ def measurement(name: str, config: Mapping) -> Measurement:
     made = instantiate(config)
     target = config["_target_"]
     if not isinstance(made, Measurement):
-        raise UserError(f"measure={name}: {target} is no subclass of nystra_bench.measure.base.Measurement")
+        raise UserError(
+            f"measure={name}: {target} is no measurement: accepted are subclasses of "
+            "nystra_bench.measure.base.Measurement"
+        )
     needs = getattr(made, "needs", None)
     fits = isinstance(needs, (tuple, list)) and set(ALWAYS) <= set(needs) <= set(AXES)
     if needs is None or not fits or ("model" not in needs and {"window_size", "position_bias"} & set(needs)):

@@ -137,6 +137,7 @@ def executor(name: str, config: Mapping) -> Executor:
     made = instantiate(config)
     if not isinstance(made, Executor):
         raise UserError(
-            f"executor={name}: {config['_target_']} is no subclass of nystra_bench.sweep.executors.base.Executor"
+            f"executor={name}: {config['_target_']} is no executor: accepted are subclasses of "
+            "nystra_bench.sweep.executors.base.Executor"
         )
     return made
