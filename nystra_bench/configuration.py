@@ -70,7 +70,8 @@ class Catalogue:
                     parsed = _parsed(file, state.st_mtime_ns, state.st_size)
                     content = OmegaConf.to_container(parsed, resolve=True)
                 except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
-                    raise UserError(f"{file} cannot be read ({_problem(error)}): accepted is YAML, {MAPPING}") from error
+                    told = _problem(error)
+                    raise UserError(f"{file} cannot be read ({told}): accepted is YAML, {MAPPING}") from error
                 if not isinstance(content, dict):
                     raise UserError(f"{file} holds no mapping: accepted are {MAPPING}")
                 return content

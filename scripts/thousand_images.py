@@ -60,7 +60,7 @@ class Attempt:
 
     Attributes:
         seconds: until its end.
-        processor_s: seconds of the processor that it and its worker used, which other work on the machine does not change.
+        processor_s: seconds of the processor that it and its worker used, whatever else the machine does.
         first_s: of the processor until one image more was kept than before; None where none was.
         kept: images that were kept at its end, where the cell is not done.
         memory: images kept -> the worker's resident MB.

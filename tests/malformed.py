@@ -1,4 +1,4 @@
-"""Inputs that hold a mistake, each with the whole sentence that a user gets: ``test_malformed.py`` goes through them."""
+"""Inputs that hold a mistake, each with the whole sentence that a user gets; for ``test_malformed.py``."""
 
 from __future__ import annotations
 
@@ -94,6 +94,9 @@ def plugin(code: str) -> Given:
             instantiate({"_target_": f"{name}.Mine"})
 
     return make
+
+
+MINE = "from nystra_bench.metrics.base import Metric\n\n\nclass Mine(Metric):\n"
 
 
 def executing(name: str, **given: object) -> Given:
@@ -411,8 +414,8 @@ INPUTS = [
     ),
     Malformed(
         "an error while it is made",
-        plugin( "from nystra_bench.metrics.base import Metric\n\n\nclass Mine(Metric):\n    def __init__(self): {}['x']\n"),
-        "_target_=<module>.Mine cannot be made (KeyError: 'x'; <folder>/<module>.py, line 5): accepted is what "
+        plugin(f"{MINE}    def __init__(self):\n        {{}}['x']\n"),
+        "_target_=<module>.Mine cannot be made (KeyError: 'x'; <folder>/<module>.py, line 6): accepted is what "
         "takes the entries beside it",
     ),
     Malformed(
