@@ -83,11 +83,10 @@ def option(**config: object) -> Given:
     return lambda folder: instantiate(named)
 
 
-def plugin(code: str) -> Given:
-    """What ``Mine`` of a plug-in is taken for."""
+def plugin(name: str, code: str) -> Given:
+    """``Mine`` of a module of a plug-in."""
 
     def make(folder: Path) -> None:
-        name = f"malformed_{zlib.crc32(code.encode())}"
         (folder / f"{name}.py").write_text(code)
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(str(folder))
@@ -408,14 +407,14 @@ INPUTS = [
     ),
     Malformed(
         "Python that is none",
-        plugin("def (:"),
-        "_target_=<module>.Mine cannot be imported (SyntaxError: invalid syntax (<module>.py, line 1)): accepted "
+        plugin("mistyped", "x = = 1"),
+        "_target_=mistyped.Mine cannot be imported (SyntaxError: invalid syntax (mistyped.py, line 1)): accepted "
         "is package.module.Name",
     ),
     Malformed(
         "an error while it is made",
-        plugin(f"{MINE}    def __init__(self):\n        {{}}['x']\n"),
-        "_target_=<module>.Mine cannot be made (KeyError: 'x'; <folder>/<module>.py, line 6): accepted is what "
+        plugin("raising", f"{MINE}    def __init__(self):\n        {{}}['x']\n"),
+        "_target_=raising.Mine cannot be made (KeyError: 'x'; <folder>/raising.py, line 6): accepted is what "
         "takes the entries beside it",
     ),
     Malformed(
