@@ -13,6 +13,7 @@ from nystra_bench.measure.latency import RATIOS
 from nystra_bench.report.column import Column
 from nystra_bench.report.frame import ReportData
 from nystra_bench.sweep.execution import EXECUTION
+from nystra_bench.words import MACHINE
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ _KNOWN = [
     Column("device", "device", "Where it was measured."),
     Column("dtype", "dtype", "Precision of the computation."),
     *(axis.column for axis in EXECUTION.values()),
+    Column(MACHINE, "hardware", "The processor or GPU that the costs are of; quality is the same on all."),
     Column("compile_ms", "compiling (ms)", "Time for tracing and compiling the model, before the first call; it is "
            "part of the set-up.", 0),
     Column("kernel", "kernel", "Which kernel computed the attention, where there is a choice: one of PyTorch's, "

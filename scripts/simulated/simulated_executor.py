@@ -28,7 +28,7 @@ def pretend(path):
     bench = Workbench(job.request, file.tell)
     for entry in job.request["cells"]:
         one = Job(**entry)
-        bench.tell_start([one])
+        file.tell({"event": "start", "measure": "quality", "keys": [one.cell.key]})
         chance = Random(one.cell.key)
         numbers = {name: chance.uniform(20, 50) for name in job.request["metrics"]}
         truth = {name: number for name, number in numbers.items() if "deviation" not in name}

@@ -177,7 +177,38 @@ def test_models_and_data_of_one_name_are_told_apart(synthetic):
 def test_the_same_measurement_on_other_hardware_is_another_row(synthetic):
     for hardware, peak in (("a", 1.0), ("b", 2.0)):
         synthetic.memory(synthetic.cell("memory", "exact", settings={"hardware": hardware}), peak)
-    assert list(load(synthetic.write(), "demo").frame["peak_memory_mb"]) == [1.0, 2.0]
+    frame = load(synthetic.write(), "demo").frame
+    assert list(frame["peak_memory_mb"]) == [1.0, 2.0] and list(frame["hardware"]) == ["a", "b"]
+
+
+def test_costs_of_several_machines_stand_beside_the_quality_that_is_the_same_on_all(synthetic):
+    synthetic.quality(synthetic.cell("quality", "exact"))
+    for hardware in "ab":
+        synthetic.memory(synthetic.cell("memory", "exact", settings={"hardware": hardware}), 1.0)
+    data = load(synthetic.write(), "demo")
+    assert list(data.frame["hardware"]) == ["a", "b"] and data.frame["psnr"].notna().all()
+    assert data.frame["psnr"].nunique() == 1
+    assert "hardware=b" in group_label(data.frame.iloc[1])
+    assert list(data.names).index("hardware") == list(data.names).index("dtype") + 1
+
+
+def test_one_machine_needs_no_column(synthetic):
+    synthetic.quality(synthetic.cell("quality", "identity"))
+    for name in ("exact", "nystra"):
+        synthetic.memory(synthetic.cell("memory", name, settings={"hardware": "a"}), 1.0)
+    frame = load(synthetic.write(), "demo").frame
+    assert "hardware" not in frame and list(frame["attention"]) == ["identity", "exact", "nystra"]
+
+
+def test_what_this_machine_skips_and_another_has_measured_is_shown(synthetic):
+    cell = synthetic.cell("memory", "exact")
+    synthetic.memory(cell, 3.0)
+    results = synthetic.write()
+    plan = json.loads((results / "demo" / "cells.json").read_text())
+    plan["cells"][0] |= {"status": "skipped", "reason": "PyTorch finds no CUDA GPU on this machine"}
+    (results / "demo" / "cells.json").write_text(json.dumps(plan))
+    (row,) = load(results, "demo").frame.to_dict("records")
+    assert (row["peak_memory_mb"], row["status"]) == (3.0, "done")
 
 
 def test_a_sweep_that_was_never_planned_is_a_mistake_of_the_user(tmp_path):
