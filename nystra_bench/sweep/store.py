@@ -23,6 +23,7 @@ from nystra_bench.sweep.files import (
     remove,
     remove_leftovers,
     scratch,
+    unfinished_below,
     write_atomically,
     writer,
 )
@@ -41,6 +42,9 @@ FAILURES = ("nonfinite", "failed", "oom", "timeout", "crashed")
 
 LONGEST = 240
 """Bytes of an image's id that the name of a file holds; a file system takes 255, with the ending."""
+
+IMAGES, DEEPEST = "images", 32
+"""The folder of panels' images, and how deep their ids may lead into folders in it."""
 
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 """How a file system says that a folder's new name was taken since it was looked for: by another writer."""
@@ -191,7 +195,7 @@ class Store:
 
     def panel_images(self, cell: Cell, image: str) -> Path:
         """The file with the input and clean image of a quality cell's panel; cells of one task share it."""
-        folder = self.folder / "images" / _digest(canonical_json(cell.content["task"]))
+        folder = self.folder / IMAGES / _digest(canonical_json(cell.content["task"]))
         is_long = any(len(part.encode()) > LONGEST for part in image.split("/"))
         return folder / f"{_digest(image) if is_long else image}.npz"
 
@@ -221,11 +225,11 @@ class Store:
 
     def _leftovers(self) -> Iterator[Path]:
         """What is called unfinished in the store, and in the sweeps' folders what has a writer's name besides."""
-        name = f"{UNFINISHED}*"
-        for pattern in (name, f"*/{name}", f"images/**/{name}"):  # the ids of panels' images may have folders
-            yield from self.folder.glob(pattern)
-        for pattern in (f"*/{name}", f"*/*/{name}", f"*/*/*/{name}"):  # of paper/table2 with its figures, too
-            yield from filter(writer, self.folder.parent.glob(pattern))
+        yield from unfinished_below(self.folder, depth=2)  # in cells, and in their journals' folders
+        yield from unfinished_below(self.folder / IMAGES, depth=DEEPEST)
+        for sweep in self.folder.parent.iterdir():
+            if sweep != self.folder and sweep.is_dir():  # the store has as many folders as cells: not once more
+                yield from filter(writer, unfinished_below(sweep, depth=2))  # of paper/table2 with its figures, too
 
 
 def _digest(text: str) -> str:

@@ -25,6 +25,7 @@ from nystra_bench.report import plotting
 from nystra_bench.report.build import build_report
 from nystra_bench.report.markup import latex_escape, markdown_escape
 from nystra_bench.report.reading import load
+from nystra_bench.report.wording import group_label
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -182,7 +183,7 @@ def test_the_same_measurement_on_other_hardware_is_another_row(synthetic):
 
 
 def test_costs_of_several_machines_stand_beside_the_quality_that_is_the_same_on_all(synthetic):
-    synthetic.quality(synthetic.cell("quality", "exact"))
+    synthetic.quality(synthetic.cell("quality", "exact"), [{"psnr": 30.0}])
     for hardware in "ab":
         synthetic.memory(synthetic.cell("memory", "exact", settings={"hardware": hardware}), 1.0)
     data = load(synthetic.write(), "demo")
@@ -193,7 +194,7 @@ def test_costs_of_several_machines_stand_beside_the_quality_that_is_the_same_on_
 
 
 def test_one_machine_needs_no_column(synthetic):
-    synthetic.quality(synthetic.cell("quality", "identity"))
+    synthetic.quality(synthetic.cell("quality", "identity"), [{"psnr": 30.0}])
     for name in ("exact", "nystra"):
         synthetic.memory(synthetic.cell("memory", name, settings={"hardware": "a"}), 1.0)
     frame = load(synthetic.write(), "demo").frame

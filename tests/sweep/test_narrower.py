@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nystra_bench.instruments import environment
+from nystra_bench.sweep.planfile import of_other_machines
 
 pytestmark = pytest.mark.usefixtures("looked_at_here")
 
@@ -58,5 +59,6 @@ def test_machines_that_share_a_results_folder_share_a_report(bench, monkeypatch)
     monkeypatch.setattr(environment, "hardware", lambda device: "one")
     narrower = bench(*words, "attention=exact")
     assert "has 9 cells; 6 of them are not in this run" in narrower.sentence
-    (bench.results / "tiny" / "cells.json").write_text("{")
-    assert of("one") == ["None"] * 3 + ["one"] * 3
+    for damaged in ("{", "[]", '{"schema": 2, "cells": [{"cell": {"device": "cpu", "settings": {}}}]}'):
+        (bench.results / "tiny" / "cells.json").write_text(damaged)
+        assert of_other_machines(bench.results / "tiny" / "cells.json", []) == []

@@ -176,6 +176,8 @@ class ClusterExecutor(Executor):
         return answered
 
     def plan(self, jobs: list[SessionJob], results: Iterable[dict]) -> list[str]:
+        if not jobs:  # then nothing has to be read
+            return []
         durations = Durations(results)
         lines, seconds, unknown = [], [], 0
         for number, job in enumerate(jobs, 1):
@@ -187,7 +189,7 @@ class ClusterExecutor(Executor):
             lines.append(line)
             seconds += [took / parts] * parts + [0.0] if parts else [took]
             unknown += unlike
-        return [*lines, self._estimate(seconds, unknown)] if jobs else []
+        return [*lines, self._estimate(seconds, unknown)]
 
     def _estimate(self, seconds: list[float], unknown: int) -> str:
         """The jobs together: no shorter than the longest of them, nor than what so many at a time can do."""
