@@ -162,16 +162,22 @@ def interval_cell(row: pd.Series, column: Column) -> TableCell:
 IDENTIFYING = ["model", "window", "bias", "task", "task_parameters", "dataset", "device", "dtype", "images", *EXECUTION]
 
 
+MOST_ROWS = 2_000
+"""Rows that a readable table shows: a page with more is slow to open, and nobody reads them. The CSV file has all."""
+
+
 def readable_table(data: ReportData, frame: pd.DataFrame, names: list[str]) -> ReadableTable:
-    """The readable form of a frame: columns without any content are left out, constant ones said once."""
+    """The readable form of a frame: columns without any content are left out, constant ones said once; of very many rows
+    the first."""
     frame = frame.assign(settings=data.details["settings"])
     columns = [column(name, data) for name in names if name in frame and _says_something(frame[name])]
     same = [c for c in columns if len(frame) > 1 and frame[c.name].nunique(dropna=False) == 1]
     constant = [c for c in same if c.name in IDENTIFYING]
     shared = "; ".join(f"{c.header} {plain(frame[c.name].iloc[0])}" for c in constant)
     columns = [c for c in columns if c not in constant]
-    rows = [[table_cell(row, c) for c in columns] for _, row in frame.iterrows()]
-    return ReadableTable(columns, rows, f"In all rows: {shared}." if shared else "")
+    rows = [[table_cell(row, c) for c in columns] for _, row in frame.head(MOST_ROWS).iterrows()]
+    left_out = f"The first {MOST_ROWS} of {len(frame)} rows; the CSV file has all." if len(frame) > MOST_ROWS else ""
+    return ReadableTable(columns, rows, " ".join(filter(None, [left_out, shared and f"In all rows: {shared}."])))
 
 
 def _says_something(values: pd.Series) -> bool:

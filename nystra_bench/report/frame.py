@@ -136,6 +136,11 @@ class ReportData:
         return self.long.get("quality", pd.DataFrame(columns=["row", *Quality.row_columns]))
 
     @cached_property
+    def shared_columns(self) -> list[str]:
+        """The columns of ``GROUP`` in which all rows agree."""
+        return [name for name in within(GROUP, self.frame) if self.frame[name].nunique(dropna=False) == 1]
+
+    @cached_property
     def sessions(self) -> list[TimingSession]:
         """The timing sessions, in the order of their rows."""
         timed = self.rows("latency")

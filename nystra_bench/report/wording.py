@@ -58,21 +58,15 @@ def _label(group: dict | pd.Series, columns: list[str]) -> str:
     return ", ".join([*words.values(), *how])
 
 
-def shared_columns(data: ReportData) -> list[str]:
-    """The columns of ``GROUP`` in which all rows agree."""
-    return [name for name in within(GROUP, data.frame) if data.frame[name].nunique(dropna=False) == 1]
-
-
 def shared(data: ReportData) -> str:
     """What all rows have in common, once and for all; empty where there is nothing."""
-    columns = shared_columns(data)
+    columns = data.shared_columns
     return f"All of this is on {_label(data.frame.iloc[0], columns)}." if columns else ""
 
 
 def short_label(data: ReportData, group: dict | pd.Series) -> str:
     """What tells a group from the others of the sweep; empty where it is the only one."""
-    columns = shared_columns(data)
-    return _label(group, [name for name in within(GROUP, group) if name not in columns])
+    return _label(group, [name for name in within(GROUP, group) if name not in data.shared_columns])
 
 
 def method_label(data: ReportData, row: int) -> str:
