@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from nystra_bench.conformance.synthetic import CASES
 from nystra_bench.errors import UserError
-from nystra_bench.report import plotting
+from nystra_bench.report import columns, plotting
 from nystra_bench.report.build import build_report
 from nystra_bench.report.markup import latex_escape, markdown_escape
 from nystra_bench.report.reading import load
@@ -225,6 +225,14 @@ def test_panels_give_input_clean_and_outputs(data):
 
 
 # ---------------------------------------------------------------- files
+
+
+def test_of_very_many_rows_people_are_shown_the_first_and_the_csv_has_all(data, report, monkeypatch, tmp_path):
+    monkeypatch.setattr(columns, "MOST_ROWS", 2)
+    grid = columns.readable_table(data, data.frame, ["attention", "psnr", "status"])
+    assert [row[0].text for row in grid.rows] == list(data.frame["attention"].head(2))
+    assert grid.shared.startswith(f"The first 2 of {len(data.frame)} rows; the CSV file has all.")
+    assert len(pd.read_csv(report / "table.csv")) == len(data.frame) > 2
 
 
 def test_all_files_are_there(report):
