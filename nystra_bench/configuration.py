@@ -176,13 +176,14 @@ def _check_names(callee: Callable, arguments: Mapping[str, object]) -> None:
         signature = inspect.signature(callee)
     except (TypeError, ValueError):  # of C code, which may not tell
         return
-    if is_model(callee) and f"{callee.__init__.__module__}.Module" == MODULE:  # PyTorch's own takes anything at first
+    made_by = getattr(getattr(callee, "__init__", None), "__module__", "")
+    if is_model(callee) and f"{made_by}.Module" == MODULE:  # PyTorch's own takes anything at first
         signature = inspect.Signature()
     try:
         signature.bind(**arguments)
     except TypeError as error:
         taken = ", ".join(signature.parameters) or "none"
-        raise ValueError(f"it {error}: accepted entries are {taken}") from error
+        raise ValueError(f"{error}: accepted entries are {taken}") from error
 
 
 def _check_types(callee: Callable, arguments: Mapping[str, object]) -> None:

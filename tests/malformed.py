@@ -393,7 +393,7 @@ INPUTS = [
     Malformed(
         "an entry that is not taken",
         option(target="nystra_bench.attention.exact.ExactAttention", rank=3),
-        "ExactAttention: it got an unexpected keyword argument 'rank': accepted entries are none",
+        "ExactAttention: got an unexpected keyword argument 'rank': accepted entries are none",
     ),
     Malformed(
         "no number",
