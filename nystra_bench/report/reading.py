@@ -182,6 +182,30 @@ def _digest(cell: Mapping, kind: str, digest: str) -> str:
     return str(cell[kind].get(digest) or f"absent {cell[kind]['name']}")
 
 
+PIECE = 50_000
+"""Records of a long form that are made a frame of: so many of them as dictionaries take 15 MB, all might take gigabytes."""
+
+
+class _LongForm:
+    """The long form of a measurement, while it is being put together."""
+
+    def __init__(self) -> None:
+        self._pieces: list[pd.DataFrame] = []
+        self._records: list[dict] = []
+
+    def add(self, row: int, records: list[dict]) -> None:
+        self._records += [{"row": row} | record for record in records]
+        if len(self._records) >= PIECE:
+            self._pieces.append(pd.DataFrame(self._records))
+            self._records = []
+
+    def frame(self, columns: Iterable[str]) -> pd.DataFrame:
+        """All of it; with these columns where there is nothing."""
+        rest = [pd.DataFrame(self._records)] if self._records else []
+        pieces = [*self._pieces, *rest] or [pd.DataFrame(columns=["row", *columns])]
+        return pieces[0] if len(pieces) == 1 else pd.concat(pieces, ignore_index=True)
+
+
 class _Assembly:
     """Joins what the measurements give of each row."""
 
@@ -190,7 +214,7 @@ class _Assembly:
         self.records: list[dict] = []
         self.details: list[dict] = []
         self.cells: list[dict] = []
-        self.long: dict[str, list[dict]] = {}
+        self.long: dict[str, _LongForm] = {}
         self.measurements: dict[str, Measurement] = {}
         self.environments: dict[str, dict] = {}
         self.described: list[tuple[str, dict[str, dict]]] = []
@@ -211,7 +235,7 @@ class _Assembly:
             columns={column.name: column for made in always for column in made.columns},
             details=self._details(rows, names),
             cells=pd.DataFrame(self.cells, columns=["row", "key", "measure", "status", "reason"]),
-            long={name: self._long(name, records) for name, records in self.long.items()},
+            long={name: long.frame(self.measurements[name].row_columns) for name, long in self.long.items()},
             contents=[row.cell for row in rows],
             measurements=self.measurements,
             environments=[environment for environment in self.environments.values() if environment],
@@ -226,13 +250,13 @@ class _Assembly:
         detail: dict[str, Any] = {"params": _params(row.cell), "exact": bool(exact), "kept": row.uses.get("kept")}
         for name, outcome in row.measures.items():
             self.cells.append({"row": index, "measure": name} | {k: outcome[k] for k in ("key", "status", "reason")})
-            self.long.setdefault(name, [])
+            long = self.long.setdefault(name, _LongForm())
             made = self.measurements.setdefault(name, self.known.of(outcome["cell"]))
             if result := outcome.get("result"):
                 value = made.only(result["value"], _usable(made, result["value"], outcome["parts"]))
                 record |= made.scalars(value, outcome["cell"]) | (result.get("attention") or {})
                 detail |= made.details(value, outcome["cell"]) | {f"{name}_session": result.get("session")}
-                self.long[name] += [{"row": index} | r for r in made.rows(value, outcome["cell"])]
+                long.add(index, made.rows(value, outcome["cell"]))
                 self.described.append((str(record["task"]), made.describe(value)))
                 self.unavailable |= made.unavailable(value)
                 environment = result.get("environment") or {}
@@ -260,10 +284,6 @@ class _Assembly:
                 record[MACHINE] = machine
             names.append(MACHINE)
         return names
-
-    def _long(self, name: str, records: list[dict]) -> pd.DataFrame:
-        columns = ["row", *self.measurements[name].row_columns]
-        return pd.DataFrame(records) if records else pd.DataFrame(columns=columns)
 
     def _details(self, rows: list[_Row], names: list[str]) -> pd.DataFrame:
         """With ``settings``, the parameters beyond those with a column that differ between rows of one attention."""

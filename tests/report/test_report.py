@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from nystra_bench.conformance.synthetic import CASES
 from nystra_bench.errors import UserError
-from nystra_bench.report import columns, plotting
+from nystra_bench.report import columns, plotting, reading
 from nystra_bench.report.build import build_report
 from nystra_bench.report.markup import latex_escape, markdown_escape
 from nystra_bench.report.reading import load
@@ -225,6 +225,16 @@ def test_panels_give_input_clean_and_outputs(data):
 
 
 # ---------------------------------------------------------------- files
+
+
+def test_a_long_form_that_is_put_together_in_pieces_is_the_same(synthetic, monkeypatch):
+    for n in range(4):
+        synthetic.quality(synthetic.cell("quality", "nystra", {"landmarks": n}), [{"psnr": 30.0 + n, "ssim": 0.5}] * 2)
+    results = synthetic.write()
+    whole = load(results, "demo").images
+    monkeypatch.setattr(reading, "PIECE", 3)
+    pd.testing.assert_frame_equal(load(results, "demo").images, whole)
+    assert len(whole) == 4 * 2 * 4
 
 
 def test_of_very_many_rows_people_are_shown_the_first_and_the_csv_has_all(data, report, monkeypatch, tmp_path):
