@@ -167,8 +167,10 @@ MOST_ROWS = 2_000
 
 
 def readable_table(data: ReportData, frame: pd.DataFrame, names: list[str]) -> ReadableTable:
-    """The readable form of a frame: columns without any content are left out, constant ones said once; of very many rows
-    the first."""
+    """The readable form of a frame: columns without any content are left out, constant ones said once.
+
+    Of very many rows it has the first.
+    """
     frame = frame.assign(settings=data.details["settings"])
     columns = [column(name, data) for name in names if name in frame and _says_something(frame[name])]
     same = [c for c in columns if len(frame) > 1 and frame[c.name].nunique(dropna=False) == 1]

@@ -116,8 +116,8 @@ def _rows(store: Store, plan: list[dict], known: _Measurements) -> list[_Row]:
 def _ways(plan: list[dict], known: _Measurements) -> dict[str, dict[str, dict]]:
     """In which ways the model of each configuration was run, and on which hardware, each a row.
 
-    A measurement that does not obey an axis (quality and the threads, or the hardware) is part of every row that agrees in those that it
-    obeys; it makes a row of its own only where there is no other.
+    A measurement that does not obey an axis (quality and the threads, or the hardware) is part of every row that agrees
+    in those that it obeys; it makes a row of its own only where there is no other.
     """
     found: dict[str, list[tuple[set[str], dict]]] = defaultdict(list)
     for planned in plan:
@@ -135,7 +135,7 @@ def _ways(plan: list[dict], known: _Measurements) -> dict[str, dict[str, dict]]:
 
 
 def _way(cell: Mapping) -> dict:
-    """How a cell's model was run, where not as usual, and the hardware that its numbers are of, where they are of one."""
+    """How a cell's model was run, where not as usual, and the hardware that its numbers are of, if they are of one."""
     hardware = cell.get("settings", {}).get(MACHINE)
     return cell.get("execution", {}) | ({MACHINE: hardware} if hardware else {})
 
@@ -183,7 +183,7 @@ def _digest(cell: Mapping, kind: str, digest: str) -> str:
 
 
 PIECE = 50_000
-"""Records of a long form that are made a frame of: so many of them as dictionaries take 15 MB, all might take gigabytes."""
+"""Records that a frame is made of at a time: 15 MB as dictionaries, where all of a large sweep are gigabytes."""
 
 
 class _LongForm:

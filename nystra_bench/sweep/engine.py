@@ -130,7 +130,8 @@ class Engine:
         measurements = {c.measure.name: c.measurement for c in combinations}
         given = {name for made in measurements.values() for name in made.names}
         taken = {name: f"metrics={name}" for name in self.metrics if name not in given}
-        check_columns(measurements, taken | dict.fromkeys([*IDENTITY, *EXECUTION, MACHINE, *OUTCOME, *LAST], "every table"))
+        everywhere = [*IDENTITY, *EXECUTION, MACHINE, *OUTCOME, *LAST]
+        check_columns(measurements, taken | dict.fromkeys(everywhere, "every table"))
 
     def _check_writable(self) -> None:
         """Before anything is measured: hours of it would be lost at the end otherwise."""

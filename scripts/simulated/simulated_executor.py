@@ -54,8 +54,8 @@ class Simulated(ClusterExecutor):
         model |= {"layers": ["a"], "untrained": None}
         attention = {"version": "1", "sources": {}, "uses": {"bias": "ignored", "mask": "ignored", "exact": False}}
         attention |= {"refusals": {size_text(size): None for size in windows}}
-        task = {"refusal": None, "version": "1", "dataset": "bundled", "data": digest("images"), "scale": 1, "channels": 3}
-        task |= {"sizes": [[512, 512]], "images": IMAGES, "notes": [], "largest_side": 512}
+        task = {"refusal": None, "version": "1", "dataset": "bundled", "data": digest("images")}
+        task |= {"scale": 1, "channels": 3, "sizes": [[512, 512]], "images": IMAGES, "notes": [], "largest_side": 512}
         used = {key: {use(t, w): [w] for m, t, w in request["uses"] if m == key} for key in request["models"]}
         return {
             "models": {key: model | {"weights": digest(key), "windows": windows} for key, windows in used.items()},
