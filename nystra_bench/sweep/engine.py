@@ -184,7 +184,13 @@ class Engine:
             | {"status": p.status, "reason": p.reason}
             for p in planned
         ]
-        content = {"schema": SCHEMA, "sweep": self.name, "cells": [*cells, *self._elsewhere(planned)]}
+        others = self._elsewhere(planned)
+        if others:
+            print(
+                f"{self.name}: {len(others)} cells of other machines stay in its report; name=FOLDER, or removing "
+                f"{printable(str(self.cells_file))} before, leaves them out"
+            )
+        content = {"schema": SCHEMA, "sweep": self.name, "cells": [*cells, *others]}
         write_atomically(self.cells_file, json.dumps(content, indent=1))
 
     # ----------------------------------------------------------------- measuring

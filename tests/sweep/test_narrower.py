@@ -45,16 +45,20 @@ def test_the_same_again_and_a_wider_one_say_nothing(bench):
 def test_machines_that_share_a_results_folder_share_a_report(bench, monkeypatch):
     words = ["mode=report", "measure=[quality,latency]", "position_bias=native", "tables=[main]", "figures=[]"]
 
+    told = []
+
     def of(machine):
         monkeypatch.setattr(environment, "hardware", lambda device: machine)
         outcome = bench(*words)
         assert (outcome.code, outcome.err) == (0, "")
+        told.append("3 cells of other machines stay in its report" in outcome.out)
         content = json.loads((bench.results / "tiny" / "cells.json").read_text())["cells"]
         return sorted(str(cell["cell"]["settings"].get("hardware")) for cell in content)
 
     assert of("one") == ["None"] * 3 + ["one"] * 3
     assert of("another") == ["None"] * 3 + ["another"] * 3 + ["one"] * 3
     assert of("one") == ["None"] * 3 + ["another"] * 3 + ["one"] * 3
+    assert told == [False, True, True]
     assert sorted(bench.table()["hardware"]) == ["another"] * 3 + ["one"] * 3
     monkeypatch.setattr(environment, "hardware", lambda device: "one")
     narrower = bench(*words, "attention=exact")
