@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nystra_bench import __version__
 from nystra_bench.arguments import EXECUTOR, Arguments, parse, quoted, read, read_parameters
 from nystra_bench.configuration import Catalogue, add_to_path, configs_folder
-from nystra_bench.errors import UserError, did_you_mean, unknown
+from nystra_bench.errors import UserError, did_you_mean, unknown, written
 from nystra_bench.sweep.files import DISK
 from nystra_bench.sweep.grid import AXES, blocks_of, untaken
 
@@ -347,7 +347,7 @@ LONGEST_NAME = 255
 
 def _check_folders(results: object, name: object) -> None:
     if isinstance(results, (list, dict)) or not str(results or "").strip():
-        raise UserError(f"results={results} is no folder: accepted is a path")
+        raise UserError(f"results={written(results)} is no folder: accepted is a path")
     for option, part in [*(("results", part) for part in Path(str(results)).parts), ("name", str(name))]:
         if len(os.fsencode(part)) > LONGEST_NAME:
             raise UserError(

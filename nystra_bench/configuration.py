@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nystra_bench.errors import UserError, unknown
-from nystra_bench.targets import check_target
+from nystra_bench.targets import MODULE, check_target, is_model
 
 _HERE = Path(__file__).resolve().parent
 
@@ -70,9 +70,10 @@ class Catalogue:
                     parsed = _parsed(file, state.st_mtime_ns, state.st_size)
                     content = OmegaConf.to_container(parsed, resolve=True)
                 except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
-                    raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+                    told = _problem(error)
+                    raise UserError(f"{file} cannot be read ({told}): accepted is YAML, {MAPPING}") from error
                 if not isinstance(content, dict):
-                    raise UserError(f"{file} is no mapping of names to values")
+                    raise UserError(f"{file} holds no mapping: accepted are {MAPPING}")
                 return content
         raise unknown(choice, name, known)
 
@@ -92,6 +93,16 @@ class Catalogue:
             if str(name) not in known:
                 raise unknown(setting, name, ["all", *known])
         return {str(name): self.option(choice, str(name)) for name in names}
+
+
+MAPPING = "names with values, as landmarks: 8"
+"""What an option's file holds."""
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with a file of YAML, and where."""
+    said, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    return f"{said}, line {mark.line + 1}" if said and mark else str(error).splitlines()[0]
 
 
 @lru_cache(maxsize=1024)
@@ -129,11 +140,13 @@ def instantiate(config: Mapping) -> Any:
         UserError: nothing is named, or what no option stands for, or a value is not what the callee accepts.
     """
     if not isinstance(config.get("_target_"), str):
-        raise UserError(f"no _target_ (package.module.Name) is named beside {', '.join(config) or 'nothing'}")
+        beside = ", ".join(config) or "nothing"
+        raise UserError(f"no _target_ is named beside {beside}: accepted is _target_: package.module.Name")
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     callee = locate(config["_target_"])
     check_target(config["_target_"], callee)
     try:
+        _check_names(callee, arguments)
         _check_types(callee, arguments)
         return callee(**arguments)
     except (ValueError, TypeError) as error:
@@ -151,6 +164,26 @@ _FAULTS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupE
 """What the code of a plug-in may raise, besides what is wrong with a value; not what tells that memory ran out."""
 
 _PLAIN = {int: "whole numbers", float: "numbers", bool: "true and false", NoneType: "null"}
+
+
+def _check_names(callee: Callable, arguments: Mapping[str, object]) -> None:
+    """Hold the entries to what the callee takes.
+
+    Raises:
+        ValueError: one is not taken, or one that has to be there is absent.
+    """
+    try:
+        signature = inspect.signature(callee)
+    except (TypeError, ValueError):  # of C code, which may not tell
+        return
+    made_by = getattr(getattr(callee, "__init__", None), "__module__", "")
+    if is_model(callee) and f"{made_by}.Module" == MODULE:  # PyTorch's own takes anything at first
+        signature = inspect.Signature()
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        taken = ", ".join(signature.parameters) or "none"
+        raise ValueError(f"{error}: accepted entries are {taken}") from error
 
 
 def _check_types(callee: Callable, arguments: Mapping[str, object]) -> None:

@@ -33,8 +33,13 @@ def outside_image(query: tuple[int, int], height: int, width: int) -> str | None
     return f"query=[{row},{column}] lies outside of the image: {accepted}"
 
 
+def written(value: object) -> str:
+    """A value as a user writes it, on the command line or in YAML."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def unknown(option: str, value: object, accepted: Iterable[object]) -> UserError:
     """The error for a value that is none of the accepted ones, with the nearest of them proposed."""
     names = [str(name) for name in accepted]
     listed = ", ".join(names) if names else "nothing"
-    return UserError(f"{option}={value} is unknown{did_you_mean(value, names)}: accepted are {listed}")
+    return UserError(f"{option}={written(value)} is unknown{did_you_mean(value, names)}: accepted are {listed}")

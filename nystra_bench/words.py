@@ -12,6 +12,9 @@ IDENTITY = [
 ]
 """The columns of table.csv that say what was measured; those of the measurements follow them."""
 
+MACHINE = "hardware"
+"""The column that says which processor or GPU a row's costs are of; it is there where a table has several."""
+
 OUTCOME = ["status", "reason"]
 """Those after the measurements' columns."""
 

@@ -260,7 +260,7 @@ def test_the_messages_are_those_of_the_plugins(mixed):
         ("attention/nowhere", "_target_=my_attention.Missing cannot be imported"),
         ("attention/picky", r"RuntimeError: not today \(bad_attention.py, line \d+\)"),
         ("attention/targetless", "attention/targetless.yaml names no _target_: accepted is package.module.Name"),
-        ("attention/unreadable", r"\S*/attention/unreadable.yaml cannot be read: "),
+        ("attention/unreadable", r"\S*/attention/unreadable.yaml cannot be read \("),
     ],
 )
 def test_what_cannot_be_made_is_told_once_with_its_name(mixed, option, said):

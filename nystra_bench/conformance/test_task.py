@@ -78,6 +78,17 @@ def test_a_sample_does_not_depend_on_those_before_it(task):
         assert a.id == b.id and np.array_equal(a.degraded, b.degraded) and np.array_equal(a.clean, b.clean)
 
 
+def test_samples_are_chosen_by_their_ids(task):
+    """Alone and without those before them, as a killed run and one that is spread over jobs ask for them."""
+    ids, samples = task.ids(), first(task)
+    assert ids[: len(samples)] == [sample.id for sample in samples]
+    assert len(set(ids)) == len(ids) == len(task.sizes())
+    (alone,) = task.chosen({ids[len(samples) - 1]})
+    assert alone.id == samples[-1].id and np.array_equal(alone.degraded, samples[-1].degraded)
+    assert np.array_equal(alone.clean, samples[-1].clean)
+    assert list(task.chosen(set())) == []
+
+
 @pytest.fixture(scope="module")
 def elsewhere(tested):
     """Digests of the samples of all tasks that have images, from another process."""

@@ -43,7 +43,8 @@ def unpack(archive: Path, folder: Path, member: str | None = None) -> None:
             _copy(content, out, archive)
         found = True
     if not found:
-        raise UserError(f"{archive} holds no files{f' in {member}' if member else ''}")
+        where = f" in {member}" if member else ""
+        raise UserError(f"{archive} holds no files{where}: accepted are archives with some there")
 
 
 def _checked(archive: Path, name: str) -> PurePosixPath:
@@ -119,4 +120,5 @@ def _copy(content: IO[bytes], out: IO[bytes], archive: Path) -> None:
 
 
 def _damaged(archive: Path, error: Exception) -> UserError:
-    return UserError(f"{archive} is no whole zip or tar archive ({error or type(error).__name__})")
+    told = str(error) or type(error).__name__
+    return UserError(f"{archive} is no whole zip or tar archive ({told}): accepted is one that came whole")

@@ -97,6 +97,10 @@ class Measurement:
     quiet: ClassVar[bool] = False
     """Whether nothing else may run on the device meanwhile, as for timings."""
 
+    by_image: ClassVar[bool] = False
+    """Whether a cell can be spread over jobs: ``run`` then measures, where ``Workbench.images`` names a part of the
+    images, these alone, and keeps what the cell's job puts together (``Store.journal``)."""
+
     trained: ClassVar[bool] = True
     """Whether it needs trained weights: False where random ones give the same numbers, as costs are."""
 
@@ -196,7 +200,10 @@ def measurement(name: str, config: Mapping) -> Measurement:
     made = instantiate(config)
     target = config["_target_"]
     if not isinstance(made, Measurement):
-        raise UserError(f"measure={name}: {target} is no subclass of nystra_bench.measure.base.Measurement")
+        raise UserError(
+            f"measure={name}: {target} is no measurement: accepted are subclasses of "
+            "nystra_bench.measure.base.Measurement"
+        )
     needs = getattr(made, "needs", None)
     fits = isinstance(needs, (tuple, list)) and set(ALWAYS) <= set(needs) <= set(AXES)
     if needs is None or not fits or ("model" not in needs and {"window_size", "position_bias"} & set(needs)):

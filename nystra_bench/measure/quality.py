@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ class Quality(Measurement):
 
     needs = AXES
     execution = ("runtime", "memory_format")  # images are restored one by one, whatever the batch
+    by_image = True
     place = 30
     columns = (Column("images", "images", "Number of images the quality is a mean over.", 0),)
     row_columns = ("image", "height", "width", "metric", "value")
@@ -133,18 +134,22 @@ class Comparison:
         reasons = {n: m.available() or m.too_large_for(sizes, self.task.convention) for n, m in self.metrics.items()}
         return {name: reason for name, reason in reasons.items() if reason}
 
-    def measure(self, job: Job, quality: Quality) -> Measured:
+    def measure(self, job: Job, quality: Quality) -> Measured | None:
+        """A cell's value; None where this job is to measure a part of the images, which is kept."""
         stored = self.bench.store.result(job.cell.key)
         had = stored["value"] if stored and stored["status"] == "done" else {}
         wanted = quality.lacking(had, job.parts)
         pass_ = Pass(self, job, {name: self.metrics[name] for name in wanted if name not in self.unavailable})
+        if self.bench.images:
+            pass_.keep(slice(*self.bench.images))
+            return None
         value = _merged(had, pass_.run(), wanted)
         describe = {n: m.describe(self.task.convention) for n, m in self.metrics.items() if n not in self.unavailable}
         reason = _not_finite(value["images"])
         return Measured(
             value | {"describe": describe, "unavailable": self.unavailable},
             "nonfinite" if reason else "done",
-            reason or self._absurd(job, *pass_.first_output()),
+            reason or self._absurd(job, *pass_.first_output),
             attach=pass_.save_output,
         )
 
@@ -165,46 +170,58 @@ class Comparison:
 
 
 class Pass:
-    """One pass of a cell over all images, for the metrics that are wanted of it."""
+    """One pass of a cell over all images, for the metrics that are wanted of it.
+
+    What is measured of an image is kept in the cell's journal: its scores, and its features for the metrics of whole
+    sets. So a killed pass goes on behind the last image, and several jobs may each measure some of them.
+    """
 
     def __init__(self, comparison: Comparison, job: Job, metrics: dict[str, Metric]):
         self.of, self.job = comparison, job
         self.bench, self.task = comparison.bench, comparison.task
+        self.ids = self.task.ids()
         self.of_images = {name: m for name, m in metrics.items() if not isinstance(m, SetMetric)}
         self.of_sets = {name: m for name, m in metrics.items() if isinstance(m, SetMetric)}
-        self.first: tuple[Sample, np.ndarray] | None = None
+        header = {"parts": {name: job.parts[name] for name in sorted(metrics)}}
+        part = "-".join(map(str, self.bench.images or ()))
+        self.journal = self.bench.store.journal(job.cell, header, part)
+        self.done = {record["id"]: record for record in self.journal.records() if self._is_whole(record["id"])}
 
     def run(self) -> dict:
-        """Scores of all images; those that a killed run had done are taken from the cell's journal."""
-        header = {"parts": {name: self.job.parts[name] for name in sorted(self.of_images)}}
-        journal = self.bench.store.journal(self.job.cell, header)
-        done = {record["id"]: record for record in journal.records()}
-        count, images, sets = len(self.task.sizes()), [], self._open_sets()
-        for sample in self.task.samples():
-            record = done.get(sample.id)
-            if record is None or self.of_sets or self.first is None:
-                output = self._output(sample)
-                self.first = self.first or (sample, output)
-                self._collect(sets, sample, output)
-            if record is None:
-                record = self._scores(sample, output)
-                journal.append(record)
-            images.append(record)
-            self.bench.alive(self.job, len(images), count)
-        self._save_panel_images(self.first_output()[0])
-        value: dict[str, Any] = {"images": images}
-        if self.of_sets:
-            value["set"] = {part: {name: a.result() for name, a in opened.items()} for part, opened in sets.items()}
-        return value
+        """Scores of all images; those that are kept are not computed again."""
+        self.keep(slice(None))
+        self._save_panel_images(self.first_output[0])
+        value: dict[str, Any] = {"images": [self.done[name] for name in self.ids]}
+        return value | ({"set": self._scores_of_set()} if self.of_sets else {})
+
+    def keep(self, which: slice) -> None:
+        """Measure those of these images that are not kept yet, and keep each as it is done."""
+        meant = self.ids[which]
+        left = {name for name in meant if name not in self.done}
+        kept = len(meant) - len(left)
+        for place, sample in enumerate(self.task.chosen(left), kept + 1):
+            output = self._output(sample)
+            if sample.id == self.ids[0]:
+                self.first_output = sample, output
+            if self.of_sets:
+                self.journal.keep(sample.id, self._features(sample, output))
+            self.done[sample.id] = self._scores(sample, output)
+            self.journal.append(self.done[sample.id])
+            self.bench.alive(self.job, place, len(meant), kept)
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether all that the metrics of whole sets need of an image is kept, too."""
+        return not self.of_sets or self.journal.kept(name) is not None
 
     def save_output(self, folder: Path) -> None:
         """Keep the output of the first image."""
-        _save_output(folder, *self.first_output())
+        _save_output(folder, *self.first_output)
 
+    @cached_property
     def first_output(self) -> tuple[Sample, np.ndarray]:
-        """The first image with the output for it, once the pass has run."""
-        assert self.first is not None, "a task has at least one image"
-        return self.first
+        """The first image with the output for it, which is made again where another process measured it."""
+        sample = next(iter(self.task.chosen(self.ids[:1])))
+        return sample, self._output(sample)
 
     def _output(self, sample: Sample) -> np.ndarray:
         """The attention's output, (height, width, C) float32; the exact attention's own deviation is measured, too."""
@@ -227,17 +244,36 @@ class Pass:
             known[sample.id, name] = metric(degraded, sample.clean, self.task.convention)
         return known[sample.id, name]
 
-    def _open_sets(self) -> dict[str, dict[str, Accumulator]]:
-        """What collects the images for the metrics of whole sets: of the outputs, and of the degraded images."""
-        against_truth = {name: m for name, m in self.of_sets.items() if m.against == "truth"}
-        parts = {"metrics": self.of_sets, "input": against_truth}
-        return {part: {n: m.open(self.task.convention) for n, m in of.items()} for part, of in parts.items()}
+    def _open_sets(self) -> Iterator[tuple[str, str, Accumulator, str]]:
+        """Of each number of a set: part and name, what collects the images, and what they are compared with.
 
-    def _collect(self, sets: dict[str, dict[str, Accumulator]], sample: Sample, output: np.ndarray) -> None:
-        for name, accumulator in sets["metrics"].items():
-            accumulator.add(output, self._target(self.of_sets[name].against, sample))
-        for accumulator in sets["input"].values():
-            accumulator.add(self.task.as_output(sample.degraded), sample.clean)
+        The parts are ``metrics``, of the outputs, and ``input``, of the degraded images.
+        """
+        for name, metric in self.of_sets.items():
+            for part in ("metrics", "input") if metric.against == "truth" else ("metrics",):
+                yield part, name, metric.open(self.task.convention), metric.against
+
+    def _features(self, sample: Sample, output: np.ndarray) -> dict[str, np.ndarray]:
+        """What is kept of an image for the metrics of whole sets."""
+        images = {"metrics": output, "input": self.task.as_output(sample.degraded)}
+        found: dict[str, np.ndarray] = {}
+        for part, name, accumulator, against in self._open_sets():
+            pair = accumulator.features(images[part], self._target(against, sample))
+            found |= {_entry(part, name, side): features for side, features in zip(SIDES, pair, strict=True)}
+        return found
+
+    def _scores_of_set(self) -> dict[str, dict[str, float]]:
+        opened = list(self._open_sets())
+        for image in self.ids:
+            found = self.journal.kept(image)
+            if found is None:
+                raise OSError(f"the features of {image} cannot be read any more: accepted is to measure the cell again")
+            for part, name, accumulator, _ in opened:
+                accumulator.take(*(found[_entry(part, name, side)] for side in SIDES))
+        scores: dict[str, dict[str, float]] = {"metrics": {}, "input": {}}
+        for part, name, accumulator, _ in opened:
+            scores[part][name] = accumulator.result()
+        return scores
 
     def _target(self, against: str, sample: Sample) -> np.ndarray:
         return sample.clean if against == "truth" else self.of.originals.get(against, sample)
@@ -247,6 +283,15 @@ class Pass:
         if not path.exists():
             arrays = {"input": self.task.as_output(sample.degraded), "clean": sample.clean}
             self.bench.store.write_arrays(path, **{name: array.astype(np.float16) for name, array in arrays.items()})
+
+
+SIDES = ("output", "target")
+"""The images of a pair that a metric of whole sets keeps features of."""
+
+
+def _entry(part: str, name: str, side: str) -> str:
+    """What the features of one side are called among those that are kept of an image."""
+    return f"{part}/{name}/{side}"
 
 
 class OriginalOutputs:

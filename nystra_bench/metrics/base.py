@@ -117,9 +117,18 @@ class Accumulator:
 
     def add(self, output: np.ndarray, target: np.ndarray) -> None:
         """Two images (height, width, C) float, about [0, 1]."""
+        self.take(*self.features(output, target))
+
+    def features(self, output: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is kept of two such images, of each (n, D)."""
         used = self._convention.for_target(target)
-        for features, image in ((self._outputs, output), (self._targets, target)):
-            features.append(self._metric.features(self._metric.prepare(image, used)))
+        of_output, of_target = (self._metric.features(self._metric.prepare(image, used)) for image in (output, target))
+        return of_output, of_target
+
+    def take(self, of_output: np.ndarray, of_target: np.ndarray) -> None:
+        """What ``features`` gave of two images, perhaps in an earlier process."""
+        self._outputs.append(of_output)
+        self._targets.append(of_target)
 
     def result(self) -> float:
         """The number for all images so far; ``nan`` where an image is not finite."""

@@ -13,6 +13,7 @@ from nystra_bench.measure.latency import RATIOS
 from nystra_bench.report.column import Column
 from nystra_bench.report.frame import ReportData
 from nystra_bench.sweep.execution import EXECUTION
+from nystra_bench.words import MACHINE
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ _KNOWN = [
     Column("device", "device", "Where it was measured."),
     Column("dtype", "dtype", "Precision of the computation."),
     *(axis.column for axis in EXECUTION.values()),
+    Column(MACHINE, "hardware", "The processor or GPU that the costs are of; quality is the same on all."),
     Column("compile_ms", "compiling (ms)", "Time for tracing and compiling the model, before the first call; it is "
            "part of the set-up.", 0),
     Column("kernel", "kernel", "Which kernel computed the attention, where there is a choice: one of PyTorch's, "
@@ -160,16 +162,24 @@ def interval_cell(row: pd.Series, column: Column) -> TableCell:
 IDENTIFYING = ["model", "window", "bias", "task", "task_parameters", "dataset", "device", "dtype", "images", *EXECUTION]
 
 
+MOST_ROWS = 2_000
+"""Rows that a readable table shows: a page with more is slow to open, and nobody reads them. The CSV file has all."""
+
+
 def readable_table(data: ReportData, frame: pd.DataFrame, names: list[str]) -> ReadableTable:
-    """The readable form of a frame: columns without any content are left out, constant ones said once."""
+    """The readable form of a frame: columns without any content are left out, constant ones said once.
+
+    Of very many rows it has the first.
+    """
     frame = frame.assign(settings=data.details["settings"])
     columns = [column(name, data) for name in names if name in frame and _says_something(frame[name])]
     same = [c for c in columns if len(frame) > 1 and frame[c.name].nunique(dropna=False) == 1]
     constant = [c for c in same if c.name in IDENTIFYING]
     shared = "; ".join(f"{c.header} {plain(frame[c.name].iloc[0])}" for c in constant)
     columns = [c for c in columns if c not in constant]
-    rows = [[table_cell(row, c) for c in columns] for _, row in frame.iterrows()]
-    return ReadableTable(columns, rows, f"In all rows: {shared}." if shared else "")
+    rows = [[table_cell(row, c) for c in columns] for _, row in frame.head(MOST_ROWS).iterrows()]
+    left_out = f"The first {MOST_ROWS} of {len(frame)} rows; the CSV file has all." if len(frame) > MOST_ROWS else ""
+    return ReadableTable(columns, rows, " ".join(filter(None, [left_out, shared and f"In all rows: {shared}."])))
 
 
 def _says_something(values: pd.Series) -> bool:

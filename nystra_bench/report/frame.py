@@ -18,7 +18,7 @@ from nystra_bench.report.column import Column
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.execution import EXECUTION
 from nystra_bench.sweep.store import Store
-from nystra_bench.words import REFERENCES
+from nystra_bench.words import MACHINE, REFERENCES
 
 SEVERITY = ("done", "skipped", "unstable", "missing", "nonfinite", "failed", "oom", "timeout", "crashed")
 """Statuses from best to worst; the worst of a row's measures is the row's."""
@@ -27,10 +27,13 @@ GROUP = ["model", "window", "bias", "task", "task_parameters", "dataset", "devic
 """The columns within which rows are compared with one another; and those of how the model was run (``within``)."""
 
 
+HOW = (*EXECUTION, MACHINE)
+"""The columns of how, and on which machine, models were run; each is there where some rows differ from others in it."""
+
+
 def within(columns: list[str], frame: pd.DataFrame | dict[str, Any] | pd.Series) -> list[str]:
-    """These columns and, where the device is one of them, those of how the model was run, which stand there only where
-    some row is not at the default."""
-    return [*columns, *(name for name in EXECUTION if name in frame and "device" in columns)]
+    """These columns and, where the device is one of them, those of ``HOW`` that are there."""
+    return [*columns, *(name for name in HOW if name in frame and "device" in columns)]
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,11 @@ class ReportData:
     def images(self) -> pd.DataFrame:
         """One record per configuration, image and metric: ``row, image, height, width, metric, value``."""
         return self.long.get("quality", pd.DataFrame(columns=["row", *Quality.row_columns]))
+
+    @cached_property
+    def shared_columns(self) -> list[str]:
+        """The columns of ``GROUP`` in which all rows agree."""
+        return [name for name in within(GROUP, self.frame) if self.frame[name].nunique(dropna=False) == 1]
 
     @cached_property
     def sessions(self) -> list[TimingSession]:

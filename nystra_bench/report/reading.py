@@ -19,11 +19,11 @@ from nystra_bench.sweep.execution import EXECUTION
 from nystra_bench.sweep.grid import DEFAULTS
 from nystra_bench.sweep.planfile import read_cells
 from nystra_bench.sweep.store import Store
-from nystra_bench.words import FUSED, IDENTITY, LAST, ORIGINAL, OUTCOME
+from nystra_bench.words import FUSED, IDENTITY, LAST, MACHINE, ORIGINAL, OUTCOME
 
 INTEGERS = ["window", "landmarks", "iterations", "images"]
 TEXTS = ["model", "bias", "task", "dataset", "attention", "parameters", "bias_use", "mask_use", "kernel"]
-TEXTS += ["device", "dtype", "status", "reason", "task_parameters", "measure_parameters"]
+TEXTS += ["device", "dtype", MACHINE, "status", "reason", "task_parameters", "measure_parameters"]
 INTEGERS += [name for name, axis in EXECUTION.items() if not axis.words]
 TEXTS += [name for name, axis in EXECUTION.items() if axis.words]
 
@@ -34,7 +34,7 @@ class _Row:
 
     cell: dict
     execution: dict = field(default_factory=dict)
-    """how the model was run, where not as usual"""
+    """how the model was run, where not as usual, and on which hardware, where some cost of it is of one"""
     uses: dict = field(default_factory=dict)
     """what the attention makes of ``bias`` and ``mask``, and whether it is ``exact``"""
     measures: dict[str, dict] = field(default_factory=dict)
@@ -96,33 +96,33 @@ def _rows(store: Store, plan: list[dict], known: _Measurements) -> list[_Row]:
     ways = _ways(plan, known)
     for planned in plan:
         cell = planned["cell"]
-        name, shared, obeyed = cell["measure"]["name"], _identity(cell), known.of(cell).execution
+        name, shared, obeyed = cell["measure"]["name"], _identity(cell), _obeyed(cell, known)
         outcome = _measured(store, planned, known)
         for way in ways[shared].values():
-            if _restricted(way, obeyed) != cell.get("execution", {}):
+            if _restricted(way, obeyed) != _way(cell):
                 continue
-            # The same measurement twice (on other hardware, with other parameters) is another row, never written over.
+            # The same measurement twice (with other parameters, of other code) is another row, never written over.
             place, turn = canonical_json(way), 0
             while name in rows.get((shared, place, turn), _Row(cell)).measures:
                 turn += 1
             row = rows.setdefault((shared, place, turn), _Row(cell, way, planned.get("uses") or {}))
             row.measures[name] = outcome
     groups: dict[tuple[str, str], list[_Row]] = defaultdict(list)
-    for (_, place, _), row in rows.items():
-        groups[_identity(row.cell, "attention"), place].append(row)
+    for row in rows.values():
+        groups[_identity(row.cell, "attention"), canonical_json(_restricted(row.execution, EXECUTION))].append(row)
     return [row for group in groups.values() for row in group]
 
 
 def _ways(plan: list[dict], known: _Measurements) -> dict[str, dict[str, dict]]:
-    """In which ways the model of each configuration was run, each a row.
+    """In which ways the model of each configuration was run, and on which hardware, each a row.
 
-    A measurement that does not obey an axis (quality and the threads) is part of every row that agrees in those that it
-    obeys; it makes a row of its own only where there is no other.
+    A measurement that does not obey an axis (quality and the threads, or the hardware) is part of every row that agrees
+    in those that it obeys; it makes a row of its own only where there is no other.
     """
     found: dict[str, list[tuple[set[str], dict]]] = defaultdict(list)
     for planned in plan:
         cell = planned["cell"]
-        found[_identity(cell)].append((set(known.of(cell).execution), cell.get("execution", {})))
+        found[_identity(cell)].append((_obeyed(cell, known), _way(cell)))
     ways: dict[str, dict[str, dict]] = {}
     for shared, told in found.items():
         own = [
@@ -132,6 +132,17 @@ def _ways(plan: list[dict], known: _Measurements) -> dict[str, dict[str, dict]]:
         ]
         ways[shared] = {canonical_json(way): way for way in own}
     return ways
+
+
+def _way(cell: Mapping) -> dict:
+    """How a cell's model was run, where not as usual, and the hardware that its numbers are of, if they are of one."""
+    hardware = cell.get("settings", {}).get(MACHINE)
+    return cell.get("execution", {}) | ({MACHINE: hardware} if hardware else {})
+
+
+def _obeyed(cell: Mapping, known: _Measurements) -> set[str]:
+    """What of that decides a cell's numbers."""
+    return {*known.of(cell).execution, *({MACHINE} & {*_way(cell)})}
 
 
 def _restricted(way: Mapping, obeyed: Iterable[str]) -> dict:
@@ -147,10 +158,10 @@ def _identity(cell: dict, *without: str) -> str:
 def _measured(store: Store, planned: dict, known: _Measurements) -> dict:
     """``key, cell, status, reason`` of a planned cell, and its ``result`` where the store has one."""
     outcome = {"key": planned["key"], "cell": planned["cell"], "parts": planned.get("parts") or {}}
-    if planned["status"] == "skipped":
-        return outcome | {"status": "skipped", "reason": planned.get("reason")}
     made = known.of(planned["cell"])
     status, reason, result = store.outcome(planned["key"], lambda value: made.lacking(value, outcome["parts"]))
+    if planned["status"] == "skipped" and result is None:  # another machine may have what this one lacked
+        return outcome | {"status": "skipped", "reason": planned.get("reason")}
     if status == "missing":
         reason = reason or "not yet measured"
     return outcome | {"status": status, "reason": reason, "result": result}
@@ -171,6 +182,30 @@ def _digest(cell: Mapping, kind: str, digest: str) -> str:
     return str(cell[kind].get(digest) or f"absent {cell[kind]['name']}")
 
 
+PIECE = 50_000
+"""Records that a frame is made of at a time: 15 MB as dictionaries, where all of a large sweep are gigabytes."""
+
+
+class _LongForm:
+    """The long form of a measurement, while it is being put together."""
+
+    def __init__(self) -> None:
+        self._pieces: list[pd.DataFrame] = []
+        self._records: list[dict] = []
+
+    def add(self, row: int, records: list[dict]) -> None:
+        self._records += [{"row": row} | record for record in records]
+        if len(self._records) >= PIECE:
+            self._pieces.append(pd.DataFrame(self._records))
+            self._records = []
+
+    def frame(self, columns: Iterable[str]) -> pd.DataFrame:
+        """All of it; with these columns where there is nothing."""
+        rest = [pd.DataFrame(self._records)] if self._records else []
+        pieces = [*self._pieces, *rest] or [pd.DataFrame(columns=["row", *columns])]
+        return pieces[0] if len(pieces) == 1 else pd.concat(pieces, ignore_index=True)
+
+
 class _Assembly:
     """Joins what the measurements give of each row."""
 
@@ -179,7 +214,7 @@ class _Assembly:
         self.records: list[dict] = []
         self.details: list[dict] = []
         self.cells: list[dict] = []
-        self.long: dict[str, list[dict]] = {}
+        self.long: dict[str, _LongForm] = {}
         self.measurements: dict[str, Measurement] = {}
         self.environments: dict[str, dict] = {}
         self.described: list[tuple[str, dict[str, dict]]] = []
@@ -200,7 +235,7 @@ class _Assembly:
             columns={column.name: column for made in always for column in made.columns},
             details=self._details(rows, names),
             cells=pd.DataFrame(self.cells, columns=["row", "key", "measure", "status", "reason"]),
-            long={name: self._long(name, records) for name, records in self.long.items()},
+            long={name: long.frame(self.measurements[name].row_columns) for name, long in self.long.items()},
             contents=[row.cell for row in rows],
             measurements=self.measurements,
             environments=[environment for environment in self.environments.values() if environment],
@@ -215,13 +250,13 @@ class _Assembly:
         detail: dict[str, Any] = {"params": _params(row.cell), "exact": bool(exact), "kept": row.uses.get("kept")}
         for name, outcome in row.measures.items():
             self.cells.append({"row": index, "measure": name} | {k: outcome[k] for k in ("key", "status", "reason")})
-            self.long.setdefault(name, [])
+            long = self.long.setdefault(name, _LongForm())
             made = self.measurements.setdefault(name, self.known.of(outcome["cell"]))
             if result := outcome.get("result"):
                 value = made.only(result["value"], _usable(made, result["value"], outcome["parts"]))
                 record |= made.scalars(value, outcome["cell"]) | (result.get("attention") or {})
                 detail |= made.details(value, outcome["cell"]) | {f"{name}_session": result.get("session")}
-                self.long[name] += [{"row": index} | r for r in made.rows(value, outcome["cell"])]
+                long.add(index, made.rows(value, outcome["cell"]))
                 self.described.append((str(record["task"]), made.describe(value)))
                 self.unavailable |= made.unavailable(value)
                 environment = result.get("environment") or {}
@@ -232,7 +267,10 @@ class _Assembly:
         self.details.append(detail)
 
     def _executed(self, rows: list[_Row]) -> list[str]:
-        """The axes of how models were run that are not as usual in some row; every row then says which it is."""
+        """The axes of how models were run that are not as usual in some row; every row then says which it is.
+
+        And the hardware, where costs are of several.
+        """
         names = [name for name in EXECUTION if any(name in row.execution for row in rows)]
         for record, row in zip(self.records, rows, strict=True):
             cells = [outcome["cell"] for outcome in row.measures.values()]
@@ -240,11 +278,12 @@ class _Assembly:
                 costs = (cell["settings"].get(name) for cell in cells)  # they tell the machine's threads
                 usual = next((said for said in costs if said is not None), EXECUTION[name].default)
                 record[name] = row.execution.get(name, usual)
+        machines = [row.execution.get(MACHINE) for row in rows]
+        if len({*machines} - {None}) > 1:
+            for record, machine in zip(self.records, machines, strict=True):
+                record[MACHINE] = machine
+            names.append(MACHINE)
         return names
-
-    def _long(self, name: str, records: list[dict]) -> pd.DataFrame:
-        columns = ["row", *self.measurements[name].row_columns]
-        return pd.DataFrame(records) if records else pd.DataFrame(columns=columns)
 
     def _details(self, rows: list[_Row], names: list[str]) -> pd.DataFrame:
         """With ``settings``, the parameters beyond those with a column that differ between rows of one attention."""

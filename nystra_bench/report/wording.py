@@ -9,8 +9,7 @@ import pandas as pd
 
 from nystra_bench.instruments.statistics import ENOUGH, LEVEL, interval_rank
 from nystra_bench.report.columns import number
-from nystra_bench.report.frame import GROUP, SEVERITY, ReportData, TimingSession, within
-from nystra_bench.sweep.execution import EXECUTION
+from nystra_bench.report.frame import GROUP, HOW, SEVERITY, ReportData, TimingSession, within
 from nystra_bench.words import FLOOR, FUSED, ORIGINAL, RELEASED
 
 ORIGINALS = (
@@ -46,7 +45,7 @@ def group_label(group: dict | pd.Series, columns: list[str] = GROUP) -> str:
 def _label(group: dict | pd.Series, columns: list[str]) -> str:
     """The same of exactly these columns."""
     told = {name: group[name] for name in columns if not pd.isna(group[name])}
-    words = {name: str(value) for name, value in told.items() if name not in EXECUTION}
+    words = {name: str(value) for name, value in told.items() if name not in HOW}
     for name in ("window", "bias"):
         if name in words:
             words[name] = f"{name} {words[name]}"
@@ -55,25 +54,19 @@ def _label(group: dict | pd.Series, columns: list[str]) -> str:
         words["task"] += f" ({parameters})"
     if {"device", "dtype"} <= words.keys():
         words["device"] += f" {words.pop('dtype')}"
-    how = [f"{name}={value}" for name, value in told.items() if name in EXECUTION]
+    how = [f"{name}={value}" for name, value in told.items() if name in HOW]
     return ", ".join([*words.values(), *how])
-
-
-def shared_columns(data: ReportData) -> list[str]:
-    """The columns of ``GROUP`` in which all rows agree."""
-    return [name for name in within(GROUP, data.frame) if data.frame[name].nunique(dropna=False) == 1]
 
 
 def shared(data: ReportData) -> str:
     """What all rows have in common, once and for all; empty where there is nothing."""
-    columns = shared_columns(data)
+    columns = data.shared_columns
     return f"All of this is on {_label(data.frame.iloc[0], columns)}." if columns else ""
 
 
 def short_label(data: ReportData, group: dict | pd.Series) -> str:
     """What tells a group from the others of the sweep; empty where it is the only one."""
-    columns = shared_columns(data)
-    return _label(group, [name for name in within(GROUP, group) if name not in columns])
+    return _label(group, [name for name in within(GROUP, group) if name not in data.shared_columns])
 
 
 def method_label(data: ReportData, row: int) -> str:

@@ -19,12 +19,12 @@ from nystra_bench.sweep.executors.base import LOG, SessionJob, executor
 from nystra_bench.sweep.files import unwritable
 from nystra_bench.sweep.grid import Combination, Option, Overrides, expand, listed
 from nystra_bench.sweep.plan import Planned, Run, plan, request_of
-from nystra_bench.sweep.planfile import read_cells
+from nystra_bench.sweep.planfile import of_other_machines, read_cells
 from nystra_bench.sweep.progress import Progress
 from nystra_bench.sweep.session import group
 from nystra_bench.sweep.store import FAILURES, MEASURED, Store, write_atomically
 from nystra_bench.text import printable
-from nystra_bench.words import IDENTITY, LAST, OUTCOME, REFERENCES
+from nystra_bench.words import IDENTITY, LAST, MACHINE, OUTCOME, REFERENCES
 
 log = logging.getLogger("nystra_bench")
 
@@ -130,7 +130,8 @@ class Engine:
         measurements = {c.measure.name: c.measurement for c in combinations}
         given = {name for made in measurements.values() for name in made.names}
         taken = {name: f"metrics={name}" for name in self.metrics if name not in given}
-        check_columns(measurements, taken | dict.fromkeys([*IDENTITY, *EXECUTION, *OUTCOME, *LAST], "every table"))
+        everywhere = [*IDENTITY, *EXECUTION, MACHINE, *OUTCOME, *LAST]
+        check_columns(measurements, taken | dict.fromkeys(everywhere, "every table"))
 
     def _check_writable(self) -> None:
         """Before anything is measured: hours of it would be lost at the end otherwise."""
@@ -161,7 +162,8 @@ class Engine:
         if self.config["name"] is not None or not narrower or not self.cells_file.is_file():
             return
         there = {cell["key"] for cell in read_cells(self.cells_file)}
-        lost = len(there - {p.cell.key for p in planned})
+        kept = {cell["key"] for cell in self._elsewhere(planned)}
+        lost = len(there - kept - {p.cell.key for p in planned})
         if lost:
             print(
                 f"nystra_bench: the report in {printable(str(self.folder))} has {len(there)} cells; {lost} of them are "
@@ -170,13 +172,25 @@ class Engine:
                 file=sys.stderr,
             )
 
+    def _elsewhere(self, planned: list[Planned]) -> list[dict]:
+        """What other machines that share the results folder have planned of this sweep, which stays in its report."""
+        found = of_other_machines(self.cells_file, [p.cell.content for p in planned])
+        devices = {p.cell.content["device"] for p in planned} if "device" in self.overrides.axes else None
+        return [cell for cell in found if devices is None or cell["cell"]["device"] in devices]
+
     def write_cells(self, planned: list[Planned]) -> None:
         cells = [
             {"key": p.cell.key, "cell": p.cell.content, "uses": p.uses, "parts": p.parts}
             | {"status": p.status, "reason": p.reason}
             for p in planned
         ]
-        content = {"schema": SCHEMA, "sweep": self.name, "cells": cells}
+        others = self._elsewhere(planned)
+        if others:
+            print(
+                f"{self.name}: {len(others)} cells of other machines stay in its report; name=FOLDER, or removing "
+                f"{printable(str(self.cells_file))} before, leaves them out"
+            )
+        content = {"schema": SCHEMA, "sweep": self.name, "cells": [*cells, *others]}
         write_atomically(self.cells_file, json.dumps(content, indent=1))
 
     # ----------------------------------------------------------------- measuring
@@ -207,6 +221,7 @@ class Engine:
                 session.request(common),
                 timeout_s=self.config["timeout_s"],
                 quiet=any(p.combination.measurement.quiet for p in session.planned),
+                images={p.cell.key: p.images for p in session.planned if p.combination.measurement.by_image},
             )
             for session in group(missing)
         ]

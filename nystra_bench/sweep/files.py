@@ -132,6 +132,27 @@ def make_room(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def unfinished_below(folder: Path, depth: int) -> Iterator[Path]:
+    """What is called unfinished in a folder, and in the folders in it so many levels deep; each is looked into once."""
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError:  # it is gone, or leads in circles
+        return
+    for entry in found:
+        if entry.name.startswith(UNFINISHED):
+            yield Path(entry.path)
+        elif depth and _is_folder(entry):
+            yield from unfinished_below(Path(entry.path), depth - 1)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def remove_leftovers(paths: Iterable[Path]) -> None:
     """Remove those of these unfinished files and folders that nobody writes any more.
 

@@ -196,7 +196,8 @@ def _task(config: dict) -> dict:
 
     task = instantiate(config)
     reason = task.available()
-    sizes = [] if reason else sorted({tuple(size) for size in task.sizes()})
+    all_sizes = [] if reason else [tuple(size) for size in task.sizes()]
+    sizes = sorted(set(all_sizes))
     return {
         "refusal": reason,
         "version": task.version,
@@ -206,6 +207,7 @@ def _task(config: dict) -> dict:
         "scale": task.scale,
         "channels": task.channels,
         "sizes": sizes,
+        "images": len(all_sizes),
         "notes": [] if reason else task.notes(),
         "largest_side": max(map(max, sizes), default=0),
     }

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nystra_bench.sweep.cell import canonical_json, encode_numbers
-from nystra_bench.sweep.files import make_room, write_atomically
+from nystra_bench.sweep.files import make_room, remove, write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+
+INDEX = "index"
+"""The entry of a file of arrays that says which array each name stands for: equal ones are there once."""
 
 
 class Journal:
     """One JSON object a line: first the header, then the records in the order in which they were appended.
 
+    Arrays, which are too large for a line, are files of a folder beside it that has its name.
+
     Args:
         file: where it is kept; made anew where it has another header, else freed of what is no record (a last line
             that was torn when its writer was killed).
         header: what the records depend on.
+        others: journals of the same cell that other processes write; what they hold under this header counts, too.
     """
 
-    def __init__(self, file: Path, header: Mapping):
+    def __init__(self, file: Path, header: Mapping, others: Iterable[Path] = ()):
         self.file = file
-        kept = [header, *_objects(file)[1:]] if _has_header(file, header) else [header]
+        self._read = [file, *(other for other in others if _has_header(other, header))]
+        kept = [header]
+        if _has_header(file, header):
+            kept += _objects(file)[1:]
+        else:
+            remove(_folder(file))
         make_room(file)
         write_atomically(file, "".join(map(_line, kept)))
 
@@ -32,7 +50,43 @@ class Journal:
 
     def records(self) -> list[dict]:
         """What was appended, by earlier processes too."""
-        return _objects(self.file)[1:]
+        return [record for file in self._read for record in _objects(file)[1:]]
+
+    def keep(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep arrays under a name of their own, whole or not at all."""
+        import numpy as np
+
+        index: dict[str, str] = {}
+        distinct: dict[str, Any] = {}
+        for key, array in arrays.items():
+            index[key] = hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
+            distinct[index[key]] = array
+        content = io.BytesIO()
+        np.savez(content, **distinct, **{INDEX: np.array(json.dumps(index))})
+        write_atomically(_arrays(self.file, name), content.getvalue())
+
+    def kept(self, name: str) -> dict[str, np.ndarray] | None:
+        """The arrays of a name, equal ones as one; None where there are none, or their file is damaged."""
+        import numpy as np
+
+        for file in self._read:
+            try:
+                with np.load(_arrays(file, name), allow_pickle=False) as found:
+                    index = json.loads(found[INDEX].item())
+                    distinct = {entry: found[entry] for entry in set(index.values())}
+                return {key: distinct[entry] for key, entry in index.items()}
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                continue
+        return None
+
+
+def _folder(file: Path) -> Path:
+    """Where a journal's arrays are."""
+    return file.with_suffix("")
+
+
+def _arrays(file: Path, name: str) -> Path:
+    return _folder(file) / f"{hashlib.sha256(name.encode()).hexdigest()}.npz"
 
 
 def _line(record: Mapping) -> str:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from nystra_bench.errors import UserError
 from nystra_bench.sweep.files import write_atomically
+from nystra_bench.sweep.progress import duration
 from nystra_bench.text import printable
 
 LOCKS = "NYSTRA_BENCH_LOCKS"
@@ -39,7 +40,9 @@ def results_lock(store: Path) -> Iterator[None]:
 
 
 @contextmanager
-def device_lock(device: str, quiet: bool, wait: bool = False) -> Iterator[None]:
+def device_lock(
+    device: str, quiet: bool, wait: bool = False, tell: Callable[[str], None] = lambda said: None
+) -> Iterator[None]:
     """Keep timings of a device of this machine undisturbed by other runs, whatever their results folders.
 
     A run that times holds all of the device's places, one that only computes holds one of them: so runs that compute
@@ -50,6 +53,7 @@ def device_lock(device: str, quiet: bool, wait: bool = False) -> Iterator[None]:
         device: the device's kind, ``cpu`` or ``cuda``.
         quiet: whether nothing else may run on the device.
         wait: whether to wait for other runs to end, as jobs of a cluster do whose machine was chosen for them.
+        tell: is told, where a run that does not time waits, for whom and how long, now and then.
 
     Raises:
         UserError: other runs hold what is needed and are not waited for, or the folder cannot be written.
@@ -67,25 +71,33 @@ def device_lock(device: str, quiet: bool, wait: bool = False) -> Iterator[None]:
             for place in range(PLACES):
                 stack.enter_context(held(place))
         else:
-            stack.enter_context(_any_of(held, wait))
+            stack.enter_context(_any_of(held, wait, tell))
         yield
 
 
-def _any_of(held: Callable[[int], AbstractContextManager], wait: bool) -> ExitStack:
+def _any_of(held: Callable[[int], AbstractContextManager], wait: bool, tell: Callable[[str], None]) -> ExitStack:
     """Hold one of a device's places.
 
     Raises:
         Busy: none is free, and none is waited for.
     """
+    began = time.monotonic()
+    told: float | None = None
     while True:
         for place in range(PLACES):
             stack = ExitStack()
             try:
                 stack.enter_context(held(place))
                 return stack
-            except Busy:
-                if place == PLACES - 1 and not wait:
+            except Busy as busy:
+                if place < PLACES - 1:
+                    continue
+                if not wait:
                     raise
+                waited = time.monotonic() - began
+                if told is None or waited - told >= TELL_S:
+                    tell(f"{busy.what}: waiting for its end" + ("" if told is None else f" for {duration(waited)} now"))
+                    told = waited
         time.sleep(LOOK_AGAIN_S)
 
 
@@ -95,11 +107,23 @@ PLACES = 8
 LOOK_AGAIN_S = 1.0
 """How often a lock that is waited for is tried; more often would disturb what is timed."""
 
+TELL_S = 300.0
+"""How often it is told that a lock is waited for."""
+
 _WHY = {True: "timings need it to themselves", False: "it is being timed"}
 
 
 class Busy(UserError):
-    """Another process holds a lock."""
+    """Another process holds a lock.
+
+    Args:
+        what: what is in use, and by whom.
+        accepted: what to do about it.
+    """
+
+    def __init__(self, what: str, accepted: str):
+        super().__init__(f"{what}: accepted is to {accepted}")
+        self.what = what
 
 
 def _locks_folder() -> Path:
@@ -133,7 +157,7 @@ def _held(file: Path, place: str, busy: str, accepted: str, wait: bool = False) 
         lock.acquire(timeout=-1 if wait else 0, poll_interval=LOOK_AGAIN_S)
         write_atomically(holder, f"{os.getpid()} {socket.gethostname()}")
     except Timeout as error:
-        raise Busy(f"{busy} ({_named(holder)}): accepted is to {accepted}") from error
+        raise Busy(f"{busy} ({_named(holder)})", accepted) from error
     except OSError as error:
         lock.release()
         reason = error.strerror or type(error).__name__

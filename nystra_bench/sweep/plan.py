@@ -56,6 +56,7 @@ class Planned:
         reason: why the cell is skipped, if it is.
         parts: what its value is put together from (``Measurement.parts``).
         unfit: whether it is the measurement that refuses.
+        images: of the task; 0 where there is none.
     """
 
     cell: Cell
@@ -65,6 +66,7 @@ class Planned:
     reason: str | None
     parts: dict[str, dict]
     unfit: bool = False
+    images: int = 0
 
     @property
     def status(self) -> str:
@@ -140,7 +142,8 @@ class Planner:
         unfit = self._unfit(c, model, task) if model and not reason else None
         uses = dict(attention["uses"]) if attention else {}
         uses |= {"kept": model["kept"]} if model and model.get("kept") else {}
-        return Planned(Cell.of(content), c, window, uses, reason or unfit, c.measurement.parts(known), bool(unfit))
+        parts, images = c.measurement.parts(known), task["images"] if task else 0
+        return Planned(Cell.of(content), c, window, uses, reason or unfit, parts, bool(unfit), images)
 
     @staticmethod
     def _unfit(c: Combination, model: dict, task: dict | None) -> str | None:

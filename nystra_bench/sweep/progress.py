@@ -17,11 +17,17 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
 
 
+LINE_S = 60.0
+"""Seconds after which a long cell has a line of its own again, where lines are not drawn anew."""
+
+
 class Progress:
     """Counts cells as events come in. It draws only then: never while a timing runs.
 
     Events are ``start`` (``keys``, and ``silent_s`` for timings), ``alive`` (``key``, ``done`` and ``of``: how far a
-    long cell is), ``done`` and ``failed`` (``key``, ``status``, ``reason``).
+    long cell is; ``kept``: how many of those were done before), ``done`` and ``failed`` (``key``, ``status``,
+    ``reason``). ``start`` and ``alive`` of a job that measures a part of the images alone have ``images``: the first of
+    them, and the one behind the last.
 
     Args:
         names: what to call each cell, by key.
@@ -34,15 +40,32 @@ class Progress:
         self.done = 0
         self.together: set[str] = set()  # cells that are measured at one time, and so are done at one time
         self.reached = 0  # cells done, and those that are about to be, being measured together with one that is
-        self.started = time.monotonic()
+        self.started = self.spoke = time.monotonic()
+        self.begun: dict[tuple[str, tuple[int, ...]], float] = {}  # when a cell was, or a part of its images
 
     def __call__(self, event: dict) -> None:
         if event["event"] == "start":
             self._at(event)
         elif event["event"] == "alive":
-            self._status(f"{event['done']}/{event['of']} {self.names[event['key']]}")
+            self._within(event)
         else:
             self._ended(event)
+
+    def _within(self, event: dict) -> None:
+        """How far a long cell is, and how long the rest of it takes at the pace so far."""
+        now, images = time.monotonic(), tuple(event.get("images", ()))
+        done, of, began = event["done"], event["of"], self.begun.get((event["key"], images))
+        measured = done - event.get("kept", 0)
+        if began is None or measured < 1 or done >= of:
+            left = ""
+        else:
+            left = f" (about {duration((now - began) / measured * (of - done))} left)"
+        part = f"images {images[0] + 1} to {images[1]} of " if images else ""
+        said = f"{done}/{of}{left} {part}{self.names[event['key']]}"
+        if self.on_terminal:
+            self._status(said)
+        elif now - self.spoke >= LINE_S:
+            self._line(f"[{self.done}/{len(self.names)}] {said}")
 
     def _ended(self, event: dict) -> None:
         self.done += 1
@@ -55,6 +78,8 @@ class Progress:
 
     def _at(self, event: dict) -> None:
         self.together = set(event["keys"])
+        images = tuple(event.get("images", ()))
+        self.begun |= {(key, images): time.monotonic() for key in event["keys"]}
         n, silent_s = len(event["keys"]), event.get("silent_s")
         together = f"timing {n} cells together, silently, for about {duration(silent_s)}" if silent_s else "warming up"
         what = together if n > 1 or silent_s else self.names[event["keys"][0]]
@@ -70,6 +95,7 @@ class Progress:
         return f", about {duration(left)} left"
 
     def _line(self, text: str) -> None:
+        self.spoke = time.monotonic()
         if self.on_terminal:
             self._write(f"\r\x1b[K{text}\n")
         else:

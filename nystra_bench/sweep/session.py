@@ -162,7 +162,7 @@ class SessionRun:
                     for event in events(worker, self.timeout_s):
                         if event["event"] == "start":
                             current = [key for key in event["keys"] if key in left]
-                        elif event["event"] in ("done", "failed"):
+                        elif event["event"] in ("done", "failed", "kept"):
                             left.pop(event["key"], None)
                             current = [key for key in current if key != event["key"]]
                         self.on_event(event)

@@ -23,6 +23,7 @@ from nystra_bench.sweep.files import (
     remove,
     remove_leftovers,
     scratch,
+    unfinished_below,
     write_atomically,
     writer,
 )
@@ -42,10 +43,13 @@ FAILURES = ("nonfinite", "failed", "oom", "timeout", "crashed")
 LONGEST = 240
 """Bytes of an image's id that the name of a file holds; a file system takes 255, with the ending."""
 
+IMAGES, DEEPEST = "images", 32
+"""The folder of panels' images, and how deep their ids may lead into folders in it."""
+
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 """How a file system says that a folder's new name was taken since it was looked for: by another writer."""
 
-RESULT, FAILURE, JOURNAL = "result.json", "failure.json", "journal.jsonl"
+RESULT, FAILURE, JOURNAL, JOURNALS = "result.json", "failure.json", "journal.jsonl", "journal*.jsonl"
 
 
 class Store:
@@ -175,20 +179,23 @@ class Store:
         make_room(path)
         write_atomically(path, json.dumps(encode_numbers(content), indent=1))
 
-    def journal(self, cell: Cell, header: Mapping | None = None) -> Journal:
+    def journal(self, cell: Cell, header: Mapping | None = None, part: str = "") -> Journal:
         """What is done of a cell that is not finished; kept until its result is saved, whatever happens to its process.
 
         Args:
             header: what the records depend on besides the cell; those kept under another one are discarded.
+            part: of the cell that this process measures, where others measure the rest: each writes a journal of its
+                own, and all are read.
         """
         # A result that is to be replaced may have its own journal beside it, where its writer was killed just then.
         replaced = self.result(cell.key)
         first = {"header": dict(header or {}), "replaces": replaced and replaced.get("finished")}
-        return Journal(self.folder / cell.key / JOURNAL, first)
+        own = self.folder / cell.key / (JOURNALS.replace("*", f"-{part}") if part else JOURNAL)
+        return Journal(own, first, [file for file in sorted(own.parent.glob(JOURNALS)) if file != own])
 
     def panel_images(self, cell: Cell, image: str) -> Path:
         """The file with the input and clean image of a quality cell's panel; cells of one task share it."""
-        folder = self.folder / "images" / _digest(canonical_json(cell.content["task"]))
+        folder = self.folder / IMAGES / _digest(canonical_json(cell.content["task"]))
         is_long = any(len(part.encode()) > LONGEST for part in image.split("/"))
         return folder / f"{_digest(image) if is_long else image}.npz"
 
@@ -218,11 +225,11 @@ class Store:
 
     def _leftovers(self) -> Iterator[Path]:
         """What is called unfinished in the store, and in the sweeps' folders what has a writer's name besides."""
-        name = f"{UNFINISHED}*"
-        for pattern in (name, f"*/{name}", f"images/**/{name}"):  # the ids of panels' images may have folders
-            yield from self.folder.glob(pattern)
-        for pattern in (f"*/{name}", f"*/*/{name}", f"*/*/*/{name}"):  # of paper/table2 with its figures, too
-            yield from filter(writer, self.folder.parent.glob(pattern))
+        yield from unfinished_below(self.folder, depth=2)  # in cells, and in their journals' folders
+        yield from unfinished_below(self.folder / IMAGES, depth=DEEPEST)
+        for sweep in self.folder.parent.iterdir():
+            if sweep != self.folder and sweep.is_dir():  # the store has as many folders as cells: not once more
+                yield from filter(writer, unfinished_below(sweep, depth=2))  # of paper/table2 with its figures, too
 
 
 def _digest(text: str) -> str:

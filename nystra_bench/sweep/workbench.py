@@ -101,7 +101,8 @@ class Workbench:
     Args:
         request: ``store``, ``sys_path``, ``metrics`` and ``references`` (configurations by name), ``timing``,
             ``tiling`` (``tile`` and ``overlap``, or nothing), ``seed``, ``tf32``, and what ``Session.request`` adds.
-            ``execution`` has the axes of ``execution.py`` that are not at their defaults.
+            ``execution`` has the axes of ``execution.py`` that are not at their defaults. ``images`` is there where a
+            part of the images alone is to be measured and kept: the first of them, and the one behind the last.
         tell: takes events for the parent.
     """
 
@@ -115,8 +116,10 @@ class Workbench:
         self.execution: dict = request.get("execution") or {}  # what of it is not as usual
         self.memory_format = MEMORY_FORMATS[self.execution.get("memory_format", "contiguous")]
         self.compiled = CompiledModels() if self.execution.get("runtime") == "compiled" else None
+        self.images: tuple[int, int] | None = tuple(request["images"]) if request.get("images") else None
+        """Which images alone are to be measured and kept: the first of them, and the one behind the last; None: all."""
         self.settled: set[str] = set()
-        """Keys of the cells that have a result or a failure."""
+        """Keys of the cells that have a result or a failure, or whose part is kept."""
 
     # ----------------------------------------------------------------- what is loaded once
 
@@ -262,14 +265,23 @@ class Workbench:
 
     # ----------------------------------------------------------------- cell by cell
 
-    def each(self, jobs: list[Job], measure: Callable[[Workbench, Job], dict | Measured]) -> None:
-        """Measure cell by cell; one that fails does not stop the next."""
+    def each(self, jobs: list[Job], measure: Callable[[Workbench, Job], dict | Measured | None]) -> None:
+        """Measure cell by cell; one that fails does not stop the next.
+
+        Args:
+            measure: gives a cell's value, or None where this job measures a part of it (``images``) and has kept that.
+        """
         for job in jobs:
             started = time.perf_counter()
             self.tell_start([job])
             try:
                 self.place(job)
-                self.save(job, measure(self, job), started)
+                found = measure(self, job)
+                if found is None:
+                    self.settled.add(job.cell.key)
+                    self.tell({"event": "kept", "key": job.cell.key})
+                else:
+                    self.save(job, found, started)
             except Exception as error:
                 self.fail(job, error)
 
@@ -287,12 +299,21 @@ class Workbench:
     def tell_start(self, jobs: list[Job], silent_s: float = 0.0) -> None:
         """Say what comes next, and how long nothing more will be said; the parent has drawn it when this returns."""
         keys = [job.cell.key for job in jobs]
-        self.tell({"event": "start", "measure": jobs[0].cell.measure, "keys": keys, "silent_s": silent_s})
+        event = {"event": "start", "measure": jobs[0].cell.measure, "keys": keys, "silent_s": silent_s}
+        self.tell(event | self._part())
         time.sleep(PARENT_DRAWS_S)
 
-    def alive(self, job: Job, done: int, of: int) -> None:
-        """A sign of life within a long cell: how many of its images, layers, … are done."""
-        self.tell({"event": "alive", "key": job.cell.key, "done": done, "of": of})
+    def alive(self, job: Job, done: int, of: int, kept: int = 0) -> None:
+        """A sign of life within a long cell: how many of its images, layers, … are done.
+
+        Args:
+            kept: so many of them were done by an earlier process.
+        """
+        event = {"event": "alive", "key": job.cell.key, "done": done, "of": of}
+        self.tell(event | ({"kept": kept} if kept else {}) | self._part())
+
+    def _part(self) -> dict:
+        return {"images": list(self.images)} if self.images else {}
 
     def save(self, job: Job, measured: dict | Measured, started: float) -> None:
         """Keep what was measured; ``started`` is the ``time.perf_counter()`` of its begin."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -68,6 +68,14 @@ class Task:
     def samples(self) -> Iterator[Sample]:
         """The samples, the same ones in whatever order and process they are made."""
         raise NotImplementedError
+
+    def ids(self) -> list[str]:
+        """The ids of the samples, each another, in their order; tasks that can tell them without making samples do."""
+        return [sample.id for sample in self.samples()]
+
+    def chosen(self, ids: Container[str]) -> Iterator[Sample]:
+        """The samples that have these ids, in their order; tasks that make samples one by one make no others."""
+        return (sample for sample in self.samples() if sample.id in ids)
 
     def calibration(self, count: int) -> tuple[list[Sample], bool]:
         """Samples, at most ``count``, that a method may be calibrated on, and whether they are measured, too.
@@ -173,6 +181,12 @@ class SyntheticTask(Task):
 
     def samples(self) -> Iterator[Sample]:
         return map(self._sample, self.pictures)
+
+    def ids(self) -> list[str]:
+        return [picture.id for picture in self.pictures]
+
+    def chosen(self, ids: Container[str]) -> Iterator[Sample]:
+        return (self._sample(picture) for picture in self.pictures if picture.id in ids)
 
     def _sample(self, picture: Picture) -> Sample:
         clean = self.prepare(picture.read().astype(np.float32) / 255)

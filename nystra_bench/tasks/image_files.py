@@ -184,6 +184,11 @@ def _opened(file: Path, option: str) -> Iterator[Image.Image]:
             yield image
     except MemoryError:
         raise
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise UserError(
+            f"{option}: {file} says to have more than {most} pixels, and is not decoded: accepted are smaller images"
+        ) from error
     except Exception as error:  # Pillow raises what its parsers stumble over: TypeError, struct.error, …
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{option}: {file} cannot be read as an image ({reason}): mend or remove it") from error

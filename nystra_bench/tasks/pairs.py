@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -118,9 +118,13 @@ class PairedTask(Task):
         return printable(self.folder.resolve().name) or "pairs"
 
     def samples(self) -> Iterator[Sample]:
-        for pair in self.pairs:
-            degraded, clean = (side.read().astype(np.float32) / 255 for side in (pair.degraded, pair.clean))
-            yield Sample(pair.id, degraded, clean)
+        return map(_sample, self.pairs)
+
+    def ids(self) -> list[str]:
+        return [pair.id for pair in self.pairs]
+
+    def chosen(self, ids: Container[str]) -> Iterator[Sample]:
+        return (_sample(pair) for pair in self.pairs if pair.id in ids)
 
     def sizes(self) -> list[tuple[int, int]]:
         return [pair.degraded.size() for pair in self.pairs]
@@ -154,6 +158,11 @@ class PairedTask(Task):
             f"task.root={self.root}: {pair.degraded.id} is {size[1]}x{size[0]}, {pair.clean.id} is {width}x{height}: "
             f"accepted are pairs with the size of the clean image{times}"
         )
+
+
+def _sample(pair: Pair) -> Sample:
+    degraded, clean = (side.read().astype(np.float32) / 255 for side in (pair.degraded, pair.clean))
+    return Sample(pair.id, degraded, clean)
 
 
 class FolderPairs(PairedTask):

@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from unittest import mock
@@ -22,7 +23,10 @@ from unittest import mock
 import torch
 from faults.toys import PATIENCE_S, Toys
 
-from nystra_bench.cli import main
+from nystra_bench import cli
+from nystra_bench.arguments import Arguments
+from nystra_bench.cli import compose_config
+from nystra_bench.configuration import Catalogue
 from nystra_bench.sweep import inspection
 from nystra_bench.sweep.cell import canonical_json
 from nystra_bench.sweep.inspection import child_environment
@@ -33,13 +37,26 @@ import json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background, where both are ignored
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from pathlib import Path
-from nystra_bench.cli import main
+from nystra_bench import cli
+from nystra_bench.configuration import Catalogue, add_to_path, configs_folder
 from nystra_bench.sweep import inspection
-facts = json.loads(Path(sys.argv[1]).read_text())
-inspection.look = lambda request: facts
-sys.exit(main(sys.argv[2:]))
+
+known, words = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2:]
+
+def composed(arguments):
+    add_to_path(arguments.search)
+    arguments.overrides.parameters.update(known["parameters"])
+    (results,) = [word.removeprefix("results=") for word in words if word.startswith("results=")]
+    return known["config"] | {"results": results}, Catalogue([*arguments.search, configs_folder()])
+
+inspection.look = lambda request: known["facts"]
+if known["config"]:
+    cli.compose_config = composed
+sys.exit(cli.main(words))
 """
-"""The command, but for the process that looks at model and images: what that one tells was asked before."""
+"""The command, but for the process that looks at model and images, and for Hydra: what these tell was asked before."""
+
+LOCAL = {"local": {"_target_": "nystra_bench.sweep.executors.local.LocalExecutor"}}
 
 CELLS = 5
 """Of the sweep ``faulty``."""
@@ -61,14 +78,26 @@ class Ground:
         self.folder = folder
         self.toys = Toys(folder / "toys")
         self._facts: dict[str, dict] = {}
+        self._composed: dict[str, tuple[dict, Catalogue, Arguments]] = {}
         self.undisturbed = Arena(folder / "undisturbed", self)
         with self.cured():
             outcome = self.undisturbed.here()
         assert outcome.code == 0, outcome.err
         assert len(self.undisturbed.rows()) == CELLS
-        (facts,) = self._facts.values()
-        self.facts_file = folder / "facts.json"
-        self.facts_file.write_text(json.dumps(facts))
+        (facts,), ((config, _, arguments),) = self._facts.values(), self._composed.values()
+        known = {"facts": facts, "parameters": arguments.overrides.parameters}
+        for name, told in (("known", config | {"executor": LOCAL}), ("asked", None)):
+            (folder / f"{name}.json").write_text(json.dumps(known | {"config": told}))
+
+    def compose(self, arguments: Arguments, results: Path) -> tuple[dict, Catalogue]:
+        """The settings of a command, composed by Hydra once for all results folders."""
+        others = sorted(word for word in arguments.settings if not word.startswith("results="))
+        asked = repr((arguments.sweep, others, arguments.parameters, arguments.overrides.axes))
+        if asked not in self._composed:
+            self._composed[asked] = (*compose_config(arguments), arguments)
+        config, catalogue, first = self._composed[asked]
+        arguments.overrides, arguments.executor = first.overrides, first.executor
+        return deepcopy(config) | {"results": str(results)}, catalogue
 
     def look(self, request: dict) -> dict:
         """The inspection's answer, from this process, once for each question."""
@@ -119,16 +148,26 @@ class Arena:
         """Run the command in this process; its worker, too, unless another executor is named."""
         threads, out, err = torch.get_num_threads(), io.StringIO(), io.StringIO()
         try:
-            with mock.patch.object(inspection, "look", self.ground.look), redirect_stdout(out), redirect_stderr(err):
-                code = main(self.words(*more, f"executor={executor}", sweep=sweep))
+            with ExitStack() as patched:
+                patched.enter_context(mock.patch.object(inspection, "look", self.ground.look))
+                compose = partial(self.ground.compose, results=self.results)
+                patched.enter_context(mock.patch.object(cli, "compose_config", compose))
+                patched.enter_context(redirect_stdout(out))
+                patched.enter_context(redirect_stderr(err))
+                code = cli.main(self.words(*more, f"executor={executor}", sweep=sweep))
         finally:
             torch.set_num_threads(threads)
         return Outcome(code, out.getvalue(), err.getvalue())
 
     @contextmanager
-    def running(self, *more: str, **about) -> Iterator[Run]:
-        """Run the command in processes of its own; whatever is left of them is killed at the end."""
-        command = [sys.executable, "-c", PARENT, str(self.ground.facts_file), *self.words(*more)]
+    def running(self, composed: bool = True, **about) -> Iterator[Run]:
+        """Run the command in processes of its own; whatever is left of them is killed at the end.
+
+        Args:
+            composed: whether the settings are those that Hydra composed before.
+        """
+        known = self.ground.folder / ("known.json" if composed else "asked.json")
+        command = [sys.executable, "-c", PARENT, str(known), *self.words()]
         about["env"] = child_environment() | about.get("env", {})
         with subprocess.Popen(
             command, bufsize=0, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, **about

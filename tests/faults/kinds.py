@@ -18,6 +18,7 @@ from random import Random
 from faults.arena import Arena, Survival, gone
 
 from nystra_bench.sweep.cell import SCHEMA
+from nystra_bench.sweep.store import Store
 
 INTERRUPTED = "nystra_bench: interrupted; what was measured is kept, the same command goes on"
 
@@ -201,8 +202,10 @@ def result_that(damage: Callable[[Path, Random, Arena], None]) -> Callable[[Aren
         arena.copy_undisturbed()
         file = chance.choice(sorted(arena.results.glob("store/*/result.json")))
         damage(file, chance, arena)
-        planned = arena.here("mode=plan")
-        assert planned.out.splitlines()[-1].endswith("1 missing; 1 to measure"), planned.out
+        store = Store(arena.results / "store")
+        statuses = {key: store.status(key)[0] for key in arena.ground.rows}
+        assert statuses.pop(file.parent.name) == "missing"
+        assert {*statuses.values()} == {"done"}
         return len(arena.ground.rows) - 1
 
     return inject
@@ -234,20 +237,17 @@ def zeroed(file: Path, *_: object) -> None:
 # --------------------------------------------------------------------------- two runs, clocks, places
 
 
-def two_runs(*more: str) -> Callable[[Arena, Random], int]:
-    """A second run into the same folder is told to wait, and the first goes on."""
-
-    def inject(arena: Arena, chance: Random) -> int:
-        with arena.running() as run:
-            run.wait_for_a_moment(chance)
-            second = arena.here(*more)
+def two_runs(arena: Arena, chance: Random) -> int:
+    """A second run into the same folder, of the same or of another sweep, is told to wait, and the first goes on."""
+    with arena.running() as run:
+        run.wait_for_a_moment(chance)
+        for sweep in ("faulty", "misbehaving"):
+            second = arena.here(sweep=sweep)
             (said,) = second.err.splitlines()
             assert second.code == 1 and f"results={arena.results} is in use by another run (process " in said, said
-            ended = run.ends()
-            assert ended.code == 0, ended.err
-        return run.told
-
-    return inject
+        ended = run.ends()
+        assert ended.code == 0, ended.err
+    return run.told
 
 
 JUMPING = """
@@ -314,7 +314,7 @@ def odd_places(arena: Arena, chance: Random) -> int:
     """A locale of ASCII alone, and a folder whose name has blanks, quotes, commas and bytes that are no text."""
     arena.results = arena.folder / os.fsdecode("an 'odd' päth, {a}=[b] 風 ".encode() + b"\xe9")
     locale = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    with arena.running(env=locale) as run:
+    with arena.running(composed=False, env=locale) as run:
         run.wait_for_a_moment(chance)
         run.process.send_signal(signal.SIGINT)
         ended = run.ends()
@@ -339,8 +339,7 @@ FAULTS = [
     Fault("result zeroed", result_that(zeroed)),
     Fault("result of another cell", result_that(another_cells)),
     Fault("result of a newer schema", result_that(of_a_newer_schema)),
-    Fault("two runs of one sweep at once", two_runs()),
-    Fault("two runs of two sweeps at once", two_runs("name=another", "attention=exact")),
+    Fault("two runs at once, of one sweep and of two", two_runs),
     Fault("clock jumps by decades", clock_jumps, _no_shim),
     Fault("ASCII locale and an odd path", odd_places),
 ]

@@ -21,10 +21,11 @@ from matplotlib.figure import Figure
 
 from nystra_bench.conformance.synthetic import CASES
 from nystra_bench.errors import UserError
-from nystra_bench.report import plotting
+from nystra_bench.report import columns, plotting, reading
 from nystra_bench.report.build import build_report
 from nystra_bench.report.markup import latex_escape, markdown_escape
 from nystra_bench.report.reading import load
+from nystra_bench.report.wording import group_label
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -177,7 +178,38 @@ def test_models_and_data_of_one_name_are_told_apart(synthetic):
 def test_the_same_measurement_on_other_hardware_is_another_row(synthetic):
     for hardware, peak in (("a", 1.0), ("b", 2.0)):
         synthetic.memory(synthetic.cell("memory", "exact", settings={"hardware": hardware}), peak)
-    assert list(load(synthetic.write(), "demo").frame["peak_memory_mb"]) == [1.0, 2.0]
+    frame = load(synthetic.write(), "demo").frame
+    assert list(frame["peak_memory_mb"]) == [1.0, 2.0] and list(frame["hardware"]) == ["a", "b"]
+
+
+def test_costs_of_several_machines_stand_beside_the_quality_that_is_the_same_on_all(synthetic):
+    synthetic.quality(synthetic.cell("quality", "exact"), [{"psnr": 30.0}])
+    for hardware in "ab":
+        synthetic.memory(synthetic.cell("memory", "exact", settings={"hardware": hardware}), 1.0)
+    data = load(synthetic.write(), "demo")
+    assert list(data.frame["hardware"]) == ["a", "b"] and data.frame["psnr"].notna().all()
+    assert data.frame["psnr"].nunique() == 1
+    assert "hardware=b" in group_label(data.frame.iloc[1])
+    assert list(data.names).index("hardware") == list(data.names).index("dtype") + 1
+
+
+def test_one_machine_needs_no_column(synthetic):
+    synthetic.quality(synthetic.cell("quality", "identity"), [{"psnr": 30.0}])
+    for name in ("exact", "nystra"):
+        synthetic.memory(synthetic.cell("memory", name, settings={"hardware": "a"}), 1.0)
+    frame = load(synthetic.write(), "demo").frame
+    assert "hardware" not in frame and list(frame["attention"]) == ["identity", "exact", "nystra"]
+
+
+def test_what_this_machine_skips_and_another_has_measured_is_shown(synthetic):
+    cell = synthetic.cell("memory", "exact")
+    synthetic.memory(cell, 3.0)
+    results = synthetic.write()
+    plan = json.loads((results / "demo" / "cells.json").read_text())
+    plan["cells"][0] |= {"status": "skipped", "reason": "PyTorch finds no CUDA GPU on this machine"}
+    (results / "demo" / "cells.json").write_text(json.dumps(plan))
+    (row,) = load(results, "demo").frame.to_dict("records")
+    assert (row["peak_memory_mb"], row["status"]) == (3.0, "done")
 
 
 def test_a_sweep_that_was_never_planned_is_a_mistake_of_the_user(tmp_path):
@@ -193,6 +225,24 @@ def test_panels_give_input_clean_and_outputs(data):
 
 
 # ---------------------------------------------------------------- files
+
+
+def test_a_long_form_that_is_put_together_in_pieces_is_the_same(synthetic, monkeypatch):
+    for n in range(4):
+        synthetic.quality(synthetic.cell("quality", "nystra", {"landmarks": n}), [{"psnr": 30.0 + n, "ssim": 0.5}] * 2)
+    results = synthetic.write()
+    whole = load(results, "demo").images
+    monkeypatch.setattr(reading, "PIECE", 3)
+    pd.testing.assert_frame_equal(load(results, "demo").images, whole)
+    assert len(whole) == 4 * 2 * 4
+
+
+def test_of_very_many_rows_people_are_shown_the_first_and_the_csv_has_all(data, report, monkeypatch, tmp_path):
+    monkeypatch.setattr(columns, "MOST_ROWS", 2)
+    grid = columns.readable_table(data, data.frame, ["attention", "psnr", "status"])
+    assert [row[0].text for row in grid.rows] == list(data.frame["attention"].head(2))
+    assert grid.shared.startswith(f"The first 2 of {len(data.frame)} rows; the CSV file has all.")
+    assert len(pd.read_csv(report / "table.csv")) == len(data.frame) > 2
 
 
 def test_all_files_are_there(report):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +38,12 @@ def job(folder, *names, quiet=False):
     return SessionJob(request, timeout_s=1, quiet=quiet)
 
 
+def spread(folder, images, *names, whole=()):
+    """A job whose cells with these names have so many images; those of ``whole`` cannot be spread."""
+    own = job(folder, *names, *whole)
+    return replace(own, images={cell(name).key: images for name in names})
+
+
 class Gone(BaseException):
     """The machine of a job was taken away."""
 
@@ -45,12 +52,19 @@ class Gone(BaseException):
 def toy(monkeypatch, tmp_path):
     """Sessions that measure at once; at a cell whose name is in ``gone`` their machine is taken away, once."""
     (tmp_path / "store").mkdir()
-    about = SimpleNamespace(gone=set(), runs=[])
+    about = SimpleNamespace(gone=set(), runs=[], parts=[], lost=[])
 
     def run(self, log_file, on_event, apart):
         about.runs.append([c.content["attention"]["name"] for c in self.cells])
         for one in self.cells:
             name = one.content["attention"]["name"]
+            if self.is_part:
+                about.parts.append((name, *self.request["images"]))
+                if self.request["images"] in about.lost:
+                    raise Gone
+                on_event({"event": "alive", "key": one.key, "done": 1, "of": 1})
+                on_event({"event": "kept", "key": one.key})
+                continue
             if name in about.gone:
                 about.gone.remove(name)
                 raise Gone
@@ -90,8 +104,8 @@ class HereCall:
 class Here(ClusterExecutor):
     poll_s = 0.001
 
-    def __init__(self, starts=1, parallel=16):
-        super().__init__(2, 0, None, parallel)
+    def __init__(self, starts=1, parallel=16, images_per_job=None):
+        super().__init__(2, 0, None, parallel, images_per_job)
         self.starts, self.calls, self.most = starts, [], 0
 
     def start(self, function, calls, folder):
@@ -139,6 +153,34 @@ def test_a_job_that_ends_well_with_a_cell_unsettled_is_waited_for_and_told(tmp_p
     monkeypatch.setattr(JobFile, "tell", lambda self, event: None)  # as if the disk did not show what was written
     assert outcome(tmp_path, Here(), job(tmp_path, "a"))[1] == [cell("a").key]
     assert "without having measured" in Store(tmp_path / "store").failure(cell("a").key)["reason"]
+
+
+def test_a_session_of_many_images_is_spread_over_jobs_before_its_own(tmp_path, toy):
+    executor = Here(images_per_job=4)
+    jobs = [spread(tmp_path, 10, "a", "b", whole=["timed"]), spread(tmp_path, 4, "c"), job(tmp_path, "d")]
+    statuses, told = outcome(tmp_path, executor, *jobs)
+    assert statuses == dict.fromkeys(["a", "b", "timed", "c", "d"], "done")
+    assert toy.parts == [(name, *span) for span in ((0, 4), (4, 8), (8, 10)) for name in "ab"]
+    assert toy.runs == [["a", "b"]] * 3 + [["c"], ["d"], ["a", "b", "timed"]]
+    ends = [cell(name).key for name in ("c", "d", "a", "b", "timed")]
+    assert [key for key in told if told.count(key) == 1 or key in ends][-5:] == ends
+    assert executor.most == 5  # the parts and the two sessions that are not spread
+
+
+def test_what_a_lost_part_leaves_is_the_sessions(tmp_path, toy, capfd):
+    toy.lost.append([4, 5])
+    statuses, told = outcome(tmp_path, Here(images_per_job=4), spread(tmp_path, 5, "a"))
+    assert statuses == {"a": "done"} and toy.runs == [["a"]] * 3
+    assert not Store(tmp_path / "store").failure(cell("a").key)
+    (*_, said) = capfd.readouterr().err.splitlines()
+    assert said.startswith("nystra_bench: the job n1 was taken away; its log is ")
+    assert said.endswith("2.log; what it left is measured after it")
+
+
+def test_parts_run_no_more_at_a_time_than_is_said(tmp_path, toy):
+    executor = Here(images_per_job=1, parallel=2)
+    assert outcome(tmp_path, executor, spread(tmp_path, 5, "a"))[0] == {"a": "done"}
+    assert executor.most == 2 and len(toy.parts) == 5
 
 
 def test_jobs_are_cancelled_where_the_run_is_interrupted(tmp_path, toy):
@@ -231,6 +273,11 @@ def test_a_plan_tells_jobs_resources_and_time(tmp_path):
         "job 2: 1 cell of toy window=8 cpu float32; 2 CPUs, alone on its machine; about 20 s",
         "2 jobs, at most 2 at a time: about 1 min 00 s besides waiting for machines",
     ]
+    lines = Here(parallel=2, images_per_job=30).plan([spread(tmp_path, 100, "a")], [result("a", 20.0, 30)])
+    assert lines == [
+        "job 1: 1 cell of toy window=8 cpu float32; 2 CPUs; about 20 s; after 4 jobs with up to 30 images each",
+        "5 jobs, at most 2 at a time: about 10 s besides waiting for machines",
+    ]
     assert Here().plan(jobs, [])[-1].endswith("no estimate; 4 cells are like none that is measured, and not in it")
     assert Here().plan([], []) == []
 
@@ -257,6 +304,8 @@ def test_a_cell_of_another_machine_is_refused(tmp_path):
         (["executor=slurm", "executor.cpus=0"], ["executor.cpus=0", "from 1 on"]),
         (["executor=slurm", "executor.cpus=[1,2]"], ["executor.cpus=[1,2]", "accepted is one"]),
         (["executor=slurm", "executor.cluster=lsf"], ["executor.cluster=lsf", "slurm, local"]),
+        (["executor=slurm", "executor.images_per_job=0"], ["executor.images_per_job=0", "from 1 on, and null"]),
+        (["executor.images_per_job=9"], ["executor.images_per_job=9", "no chosen executor"]),
         (["executor=ray", "executor.retries=-1"], ["executor.retries=-1", "from 0 on"]),
         (["executor=ray", "executor.memory_gb=many"], ["memory_gb=many", "numbers"]),
     ],

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from nystra_bench.sweep.cell import Cell
@@ -120,3 +121,57 @@ def test_a_record_outlives_the_kill_of_its_writer(store):
     assert subprocess.run(command, env=child_environment(), timeout=60, check=False).returncode == -9
     assert os.listdir(store.folder / CELL.key) == ["journal.jsonl"]
     assert store.journal(CELL, HEADER).records() == [{"id": "a"}]
+
+
+# ------------------------------------------------------------------ arrays, and parts by several processes
+
+FEATURES = np.arange(12, dtype=np.float32).reshape(3, 4)
+ARRAYS = {"a": FEATURES, "b": FEATURES.copy(), "c": FEATURES[:1] * np.nan, "d": FEATURES.astype(np.float64)}
+
+
+def same(found):
+    assert found.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert found[name].dtype == array.dtype and np.array_equal(found[name], array, equal_nan=True)
+    return True
+
+
+def test_arrays_come_back_to_the_bit_and_equal_ones_are_kept_once(store, written, file):
+    written.keep("an image/with odd characters", ARRAYS)
+    again = store.journal(CELL, HEADER)
+    assert same(again.kept("an image/with odd characters")) and again.kept("another") is None
+    (kept,) = (file.parent / "journal").iterdir()
+    with np.load(kept) as found:
+        assert len(found.files) == 3 + 1
+
+
+def test_arrays_that_cannot_be_read_are_as_if_they_were_not_kept(store, written, file):
+    written.keep("x", ARRAYS)
+    (kept,) = (file.parent / "journal").iterdir()
+    content = kept.read_bytes()
+    for damaged in (b"", content[: len(content) // 2], b"no arrays", content[:60] + bytes(60) + content[120:]):
+        kept.write_bytes(damaged)
+        assert store.journal(CELL, HEADER).kept("x") is None
+
+
+def test_another_header_discards_arrays_and_the_result_removes_them(store, written, file):
+    written.keep("x", ARRAYS)
+    assert store.journal(CELL, HEADER | {"more": 1}).kept("x") is None
+    store.journal(CELL, HEADER).keep("x", ARRAYS)
+    store.save(CELL, {}, status="done", reason=None)
+    assert [path.name for path in file.parent.iterdir()] == ["result.json"]
+
+
+def test_parts_write_journals_of_their_own_and_are_read_together(store, file):
+    for part, record in (("0-1", {"id": "a"}), ("1-2", {"id": "b"})):
+        journal = store.journal(CELL, HEADER, part)
+        journal.append(record)
+        journal.keep(record["id"], ARRAYS)
+    store.journal(CELL, HEADER | {"more": 1}, "2-3").append({"id": "of other metrics"})
+    whole = store.journal(CELL, HEADER)
+    assert whole.records() == [{"id": "a"}, {"id": "b"}]
+    assert same(whole.kept("a")) and same(whole.kept("b"))
+    whole.append({"id": "c"})
+    assert store.journal(CELL, HEADER).records() == [{"id": "c"}, {"id": "a"}, {"id": "b"}]
+    store.save(CELL, {}, status="done", reason=None)
+    assert [path.name for path in file.parent.iterdir()] == ["result.json"]

@@ -121,13 +121,32 @@ def test_a_place_that_cannot_be_used(tmp_path, monkeypatch, make, name):
     assert file.read_text() == "kept"
 
 
-@pytest.mark.parametrize("measure", ["latency", "quality"])
-def test_a_device_that_is_being_timed_is_left_alone(bench, looked_at_here, holder, measure):
-    outcome = bench(f"measure={measure}", "metrics=[psnr]")
+def test_a_device_that_is_being_timed_is_left_alone(bench, looked_at_here, holder):
+    outcome = bench("measure=latency")
     assert outcome.code == 1
     assert "device=cpu" in outcome.sentence
     assert str(holder.pid) in outcome.sentence
     assert not bench.stored() and not bench.stored("failure")
+
+
+def test_a_run_that_does_not_time_waits_for_the_end_of_one_that_does_and_says_so(bench, here, holder, monkeypatch):
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 3:
+            assert not bench.stored()
+            holder.kill()
+            holder.wait()
+
+    monkeypatch.setattr(locks.time, "sleep", sleep)
+    monkeypatch.setattr(locks, "TELL_S", 0.0)
+    words = ["measure=quality", "metrics=[psnr]", "attention=exact", "position_bias=native", "figures=[]"]
+    outcome = bench(*words)
+    assert outcome.code == 0 and len(bench.stored()) == 1
+    said = "nystra_bench: device=cpu is in use by another run, and it is being timed "
+    said += f"(process {holder.pid}): waiting for its end"
+    assert outcome.err.splitlines()[:3] == [said, f"{said} for 0 s now", f"{said} for 0 s now"]
 
 
 def test_runs_that_do_not_time_share_the_device_and_hold_off_one_that_does(bench, looked_at_here, folder):

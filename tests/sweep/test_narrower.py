@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from nystra_bench.instruments import environment
+from nystra_bench.sweep.planfile import of_other_machines
+
 pytestmark = pytest.mark.usefixtures("looked_at_here")
 
 DRAW = ("mode=report", "measure=quality", "position_bias=native", "tables=[]", "figures=[]")
@@ -37,3 +40,29 @@ def test_the_same_again_and_a_wider_one_say_nothing(bench):
     bench(*DRAW, "attention=exact")
     assert bench(*DRAW, "attention=exact").err == ""
     assert bench(*DRAW).err == ""
+
+
+def test_machines_that_share_a_results_folder_share_a_report(bench, monkeypatch):
+    words = ["mode=report", "measure=[quality,latency]", "position_bias=native", "tables=[main]", "figures=[]"]
+
+    told = []
+
+    def of(machine):
+        monkeypatch.setattr(environment, "hardware", lambda device: machine)
+        outcome = bench(*words)
+        assert (outcome.code, outcome.err) == (0, "")
+        told.append("3 cells of other machines stay in its report" in outcome.out)
+        content = json.loads((bench.results / "tiny" / "cells.json").read_text())["cells"]
+        return sorted(str(cell["cell"]["settings"].get("hardware")) for cell in content)
+
+    assert of("one") == ["None"] * 3 + ["one"] * 3
+    assert of("another") == ["None"] * 3 + ["another"] * 3 + ["one"] * 3
+    assert of("one") == ["None"] * 3 + ["another"] * 3 + ["one"] * 3
+    assert told == [False, True, True]
+    assert sorted(bench.table()["hardware"]) == ["another"] * 3 + ["one"] * 3
+    monkeypatch.setattr(environment, "hardware", lambda device: "one")
+    narrower = bench(*words, "attention=exact")
+    assert "has 9 cells; 6 of them are not in this run" in narrower.sentence
+    for damaged in ("{", "[]", '{"schema": 2, "cells": [{"cell": {"device": "cpu", "settings": {}}}]}'):
+        (bench.results / "tiny" / "cells.json").write_text(damaged)
+        assert of_other_machines(bench.results / "tiny" / "cells.json", []) == []

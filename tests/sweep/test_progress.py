@@ -78,3 +78,40 @@ def test_how_far_a_long_cell_is_is_drawn_and_counts_no_cell(clock):
         tell({"event": "alive", "key": "a", "done": 3, "of": 68})
         assert tell.done == 0
         assert stream.getvalue().replace("\r\x1b[K", "") == drawn
+
+
+def test_the_time_that_is_left_of_a_long_cell_is_told_by_the_images_that_this_process_measured(clock):
+    stream = Terminal()
+    tell = Progress(NAMES, stream)
+    tell({"event": "start", "keys": ["a"]})
+    clock[0] = 30
+    tell({"event": "alive", "key": "a", "done": 503, "of": 1000, "kept": 500})
+    assert stream.getvalue().endswith("0/4 cells  503/1000 (about 1 h 22 min left) cell a")
+    tell({"event": "alive", "key": "a", "done": 1000, "of": 1000, "kept": 500})
+    assert stream.getvalue().endswith("0/4 cells  1000/1000 cell a")
+
+
+def test_parts_of_a_cell_that_are_measured_at_a_time_are_told_apart(clock):
+    stream = Terminal()
+    tell = Progress(NAMES, stream)
+    for now, images in ((0, [0, 20]), (10, [20, 30])):
+        clock[0] = now
+        tell({"event": "start", "keys": ["a"], "images": images})
+    clock[0] = 20
+    tell({"event": "alive", "key": "a", "done": 10, "of": 20, "images": [0, 20]})
+    assert stream.getvalue().endswith("10/20 (about 20 s left) images 1 to 20 of cell a")
+    tell({"event": "alive", "key": "a", "done": 1, "of": 10, "images": [20, 30]})
+    assert stream.getvalue().endswith("1/10 (about 1 min 30 s left) images 21 to 30 of cell a")
+
+
+def test_where_lines_stay_a_long_cell_has_one_a_minute(clock):
+    stream = io.StringIO()
+    tell = Progress(NAMES, stream)
+    tell({"event": "start", "keys": ["a"]})
+    for done in range(1, 16):
+        clock[0] = 10.0 * done
+        tell({"event": "alive", "key": "a", "done": done, "of": 20})
+    assert stream.getvalue().splitlines() == [
+        "[0/4] 6/20 (about 2 min 20 s left) cell a",
+        "[0/4] 12/20 (about 1 min 20 s left) cell a",
+    ]

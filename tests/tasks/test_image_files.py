@@ -177,7 +177,7 @@ def test_a_file_of_a_few_bytes_that_says_to_be_huge_is_refused_before_it_is_deco
     rows = zlib.compress(bytes(1 << 20))
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
-    with pytest.raises(UserError, match=r"bomb.png cannot be read as an image \(Image size \(900000000 pixels\)"):
+    with pytest.raises(UserError, match=r"bomb.png says to have more than \d+ pixels.*: accepted are smaller"):
         read(tmp_path / "bomb.png")
 
 

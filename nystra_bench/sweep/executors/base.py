@@ -6,8 +6,9 @@ other entries are the constructor's arguments, given by ``executor.<name>=``. Th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nystra_bench.configuration import instantiate
@@ -16,12 +17,18 @@ from nystra_bench.sweep import inspection
 from nystra_bench.sweep.cell import Cell
 from nystra_bench.sweep.session import SessionRun
 from nystra_bench.sweep.store import Store
+from nystra_bench.text import printable
 
 LOG = "nystra_bench.log"
 """The file in a sweep's folder that has the log of its last run."""
 
 Listener = Callable[[dict], None]
 """Is told each event of a session (``sweep/progress.py`` has them)."""
+
+
+def tell_user(said: str) -> None:
+    """A line for people beside what is measured."""
+    print(f"nystra_bench: {printable(said)}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -32,11 +39,13 @@ class SessionJob:
         request: what the worker is told (``Session.request``).
         timeout_s: seconds for which the worker may say nothing, besides the timings whose length it tells.
         quiet: whether it holds timings, beside which nothing else may run on the device.
+        images: of the cells that can be spread over jobs (``Measurement.by_image``), by key, how many each has.
     """
 
     request: dict
     timeout_s: float
     quiet: bool
+    images: dict[str, int] = field(default_factory=dict)
 
     @property
     def device(self) -> str:
@@ -55,6 +64,25 @@ class SessionJob:
         """The same for the cells whose keys are not among these."""
         left = [entry for entry in self.request["cells"] if Cell(entry["cell"]).key not in keys]
         return replace(self, request=self.request | {"cells": left})
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it measures some of the images alone, which another job puts together."""
+        return "images" in self.request
+
+    def parts(self, most: int | None) -> list[SessionJob]:
+        """Jobs that each measure so many images, at most, of the cells that can be spread, and keep what they find.
+
+        They may run at a time. They settle no cell: this job, after them, puts together what they kept, and does what
+        they left. There are none where one would do, or where ``most`` is None.
+        """
+        count = max(self.images.values(), default=0)
+        if most is None or count <= most:
+            return []
+        cells = [entry for entry in self.request["cells"] if Cell(entry["cell"]).key in self.images]
+        spans = [[first, min(first + most, count)] for first in range(0, count, most)]
+        requests = (self.request | {"cells": cells, "images": span} for span in spans)
+        return [replace(self, request=request, quiet=False, images={}) for request in requests]
 
     def run(self, log_file: Path, on_event: Listener, apart: bool = False) -> None:
         """Measure the cells in this process's children; each has a result or a failure in the store afterwards.
@@ -109,6 +137,7 @@ def executor(name: str, config: Mapping) -> Executor:
     made = instantiate(config)
     if not isinstance(made, Executor):
         raise UserError(
-            f"executor={name}: {config['_target_']} is no subclass of nystra_bench.sweep.executors.base.Executor"
+            f"executor={name}: {config['_target_']} is no executor: accepted are subclasses of "
+            "nystra_bench.sweep.executors.base.Executor"
         )
     return made

@@ -8,12 +8,11 @@ down to these.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +20,8 @@ from typing import Any, Protocol
 from nystra_bench.errors import UserError
 from nystra_bench.sweep import inspection
 from nystra_bench.sweep.durations import Durations
-from nystra_bench.sweep.executors.base import Executor, Listener, SessionJob
-from nystra_bench.sweep.executors.jobfile import JobFile, run_file
+from nystra_bench.sweep.executors.base import Executor, Listener, SessionJob, tell_user
+from nystra_bench.sweep.executors.jobfile import SETTLED, JobFile, run_file
 from nystra_bench.sweep.progress import duration
 from nystra_bench.sweep.session import End, SessionRun
 from nystra_bench.text import printable
@@ -82,12 +81,34 @@ class Resources:
         return ", ".join(filter(None, [_counted(self.cpus, "CPU"), gpus, memory, alone]))
 
 
+@dataclass(eq=False)
+class Step:
+    """A job of a run.
+
+    Attributes:
+        after: what has to be over before it begins.
+        call: once it has begun.
+    """
+
+    job: SessionJob
+    file: JobFile
+    after: list[Step] = field(default_factory=list)
+    call: Call | None = None
+    over: bool = False
+
+    @property
+    def ready(self) -> bool:
+        return all(step.over for step in self.after)
+
+
 class ClusterExecutor(Executor):
     """Base class of executors whose jobs run elsewhere. ``start`` has to be written.
 
     Args:
         cpus, gpus, memory_gb: what each job asks for.
         parallel: jobs that run at a time, at most.
+        images_per_job: a session with more images is spread, where its measurements allow that: jobs measure so many
+            images each, and the session's own job puts them together; None leaves sessions whole.
 
     Raises:
         ValueError: a number is out of range.
@@ -99,13 +120,19 @@ class ClusterExecutor(Executor):
     poll_s = 1.0
     """Seconds between two looks at the jobs."""
 
-    def __init__(self, cpus: int, gpus: int, memory_gb: float | None, parallel: int):
+    def __init__(self, cpus: int, gpus: int, memory_gb: float | None, parallel: int, images_per_job: int | None = None):
         for name, value, least in (("cpus", cpus, 1), ("gpus", gpus, 0), ("parallel", parallel, 1)):
             if value < least:
                 raise ValueError(f"executor.{name}={value} is out of range: accepted are whole numbers from {least} on")
         if memory_gb is not None and not 0 < memory_gb < float("inf"):
             raise ValueError(f"executor.memory_gb={memory_gb} is out of range: accepted are numbers above 0, and null")
+        if images_per_job is not None and images_per_job < 1:
+            raise ValueError(
+                f"executor.images_per_job={images_per_job} is out of range: accepted are whole numbers from 1 on, and "
+                "null"
+            )
         self.cpus, self.gpus, self.memory_gb, self.parallel = cpus, gpus, memory_gb, parallel
+        self.images_per_job = images_per_job
 
     @abstractmethod
     def start(self, function: Callable[[Any], Any], calls: list[tuple[Any, Resources]], folder: Path) -> list[Call]:
@@ -136,7 +163,7 @@ class ClusterExecutor(Executor):
         with self.connected():
             asked = (request, os.getcwd()), Resources(self.cpus, self.gpus)
             (call,) = self.start(look_there, [asked], _new(folder))
-            self._tell(f"job {call.name} looks at the machine that the jobs are to run on")
+            tell_user(f"job {call.name} looks at the machine that the jobs are to run on")
             with _cancelled([call]):
                 while not call.done():
                     time.sleep(self.poll_s)
@@ -149,16 +176,20 @@ class ClusterExecutor(Executor):
         return answered
 
     def plan(self, jobs: list[SessionJob], results: Iterable[dict]) -> list[str]:
+        if not jobs:  # then nothing has to be read
+            return []
         durations = Durations(results)
         lines, seconds, unknown = [], [], 0
         for number, job in enumerate(jobs, 1):
             took, unlike = durations.total(job.cells)
             known = f"about {duration(took)}" if unlike < len(job.cells) else "no cell like these is measured yet"
-            cells = _counted(len(job.cells), "cell")
-            lines.append(f"job {number}: {cells} of {job.cells[0].describe_session()}; {self.needs(job)}; {known}")
-            seconds.append(took)
+            cells, parts = _counted(len(job.cells), "cell"), len(job.parts(self.images_per_job))
+            spread = f"; after {parts} jobs with up to {self.images_per_job} images each" if parts else ""
+            line = f"job {number}: {cells} of {job.cells[0].describe_session()}; {self.needs(job)}; {known}{spread}"
+            lines.append(line)
+            seconds += [took / parts] * parts + [0.0] if parts else [took]
             unknown += unlike
-        return [*lines, self._estimate(seconds, unknown)] if jobs else []
+        return [*lines, self._estimate(seconds, unknown)]
 
     def _estimate(self, seconds: list[float], unknown: int) -> str:
         """The jobs together: no shorter than the longest of them, nor than what so many at a time can do."""
@@ -172,31 +203,45 @@ class ClusterExecutor(Executor):
 
     def run(self, jobs: list[SessionJob], folder: Path, on_event: Listener) -> None:
         here = _new(folder)
-        files = [JobFile(here / f"{number}.json") for number in range(1, len(jobs) + 1)]
-        for file, job in zip(files, jobs, strict=True):
-            file.write(job)
-        self._tell(f"{_counted(len(jobs), 'job')}, with logs in {here}")
-        waiting = list(zip(files, jobs, strict=True))
-        at_work: list[tuple[JobFile, SessionJob, Call]] = []
-        with self.connected(), _cancelled(call for _, _, call in at_work):
+        waiting = self._steps(jobs, here)
+        tell_user(f"{_counted(len(waiting), 'job')}, with logs in {here}")
+        at_work: list[Step] = []
+        with self.connected(), _cancelled(step.call for step in at_work if step.call):
             while waiting or at_work:
-                room = len(waiting) if self.startable is None else self.startable - len(at_work)
-                begun, waiting = waiting[:room], waiting[room:]
+                ready = [step for step in waiting if step.ready]
+                begun = ready if self.startable is None else ready[: self.startable - len(at_work)]
                 if begun:
-                    calls = self.start(run_file, [(str(file.path), self.needs(job)) for file, job in begun], here)
-                    at_work += [(*one, call) for one, call in zip(begun, calls, strict=True)]
-                at_work[:] = [one for one in at_work if not self._ended(*one, on_event)]
+                    waiting = [step for step in waiting if step not in begun]
+                    calls = self.start(run_file, [(str(s.file.path), self.needs(s.job)) for s in begun], here)
+                    for step, call in zip(begun, calls, strict=True):
+                        step.call = call
+                    at_work += begun
+                at_work[:] = [step for step in at_work if not self._ended(step, on_event)]
                 if at_work:
                     time.sleep(self.poll_s)
 
-    def _ended(self, file: JobFile, job: SessionJob, call: Call, on_event: Listener) -> bool:
+    def _steps(self, jobs: list[SessionJob], here: Path) -> list[Step]:
+        """Each session's job, behind those that measure parts of its images, with its file."""
+        steps: list[Step] = []
+        for job in jobs:
+            first = len(steps)
+            for one in (*job.parts(self.images_per_job), job):
+                file = JobFile(here / f"{len(steps) + 1}.json")
+                file.write(one)
+                steps.append(Step(one, file, after=[] if one.is_part else steps[first:]))
+        return steps
+
+    def _ended(self, step: Step, on_event: Listener) -> bool:
         """Tell what is new of a job, and whether it has ended; what it has not settled is then a failure."""
-        ended = call.done()
-        for event in file.news():
-            on_event(event)
-        if ended:
-            self._settle(file, job, call, on_event)
-        return ended
+        assert step.call, "the job has begun"
+        step.over = step.call.done()
+        for event in step.file.news():
+            # The end of a part is none of the cell.
+            if not (step.job.is_part and event["event"] in SETTLED):
+                on_event(event)
+        if step.over:
+            self._settle(step.file, step.job, step.call, on_event)
+        return step.over
 
     def _settle(self, file: JobFile, job: SessionJob, call: Call, on_event: Listener) -> None:
         try:
@@ -204,6 +249,10 @@ class ClusterExecutor(Executor):
             how, patience = "ended without having measured the cell", LAG_S
         except Lost as lost:
             how, patience = str(lost), 0.0
+        if job.is_part:  # the session's job does what is left
+            if not patience:
+                tell_user(f"the job {call.name} {how}; its log is {file.log}; what it left is measured after it")
+            return
         asked = time.monotonic()
         while (left := job.without(file.settled).cells) and time.monotonic() - asked < patience:
             time.sleep(self.poll_s)
@@ -213,10 +262,6 @@ class ClusterExecutor(Executor):
         run = SessionRun(job.store, job.timeout_s, file.log, on_event)
         for cell in left:
             run.fail(cell, End("crashed", reason))
-
-    @staticmethod
-    def _tell(said: str) -> None:
-        print(f"nystra_bench: {printable(said)}", file=sys.stderr, flush=True)
 
 
 def _counted(number: int, of: str) -> str:

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from nystra_bench.sweep.executors.base import SessionJob
+from nystra_bench.sweep.executors.base import SessionJob, tell_user
 from nystra_bench.sweep.files import write_atomically
 from nystra_bench.sweep.locks import device_lock
 from nystra_bench.sweep.session import event_of
 
-SETTLED = ("done", "failed")
-"""The events after which a cell has a result or a failure."""
+SETTLED = ("done", "failed", "kept")
+"""The events after which a cell has a result or a failure, or a job's part of its images is kept."""
 
 
 class JobFile:
@@ -73,5 +73,5 @@ def run_file(path: str) -> None:
         pass
     left = job.without(file.settled)
     if left.cells:
-        with device_lock(left.device, left.quiet, wait=True):
+        with device_lock(left.device, left.quiet, wait=True, tell=tell_user):
             left.run(file.log, file.tell, apart=True)

@@ -28,6 +28,7 @@ class RayExecutor(ClusterExecutor):
         cpus, gpus, memory_gb: what each task asks for. Its threads are as many as its processors, unless
             ``device.threads`` or ``OMP_NUM_THREADS`` says otherwise.
         parallel: tasks that run at a time, at most.
+        images_per_job: see ``ClusterExecutor``.
         retries: how often a task is started again.
         resources: further resources of Ray's as ``{a100: 1}``, which name a kind of machine.
 
@@ -44,8 +45,9 @@ class RayExecutor(ClusterExecutor):
         parallel: int = 16,
         retries: int = 5,
         resources: Mapping[str, Any] | None = None,
+        images_per_job: int | None = None,
     ):
-        super().__init__(cpus, gpus, memory_gb, parallel)
+        super().__init__(cpus, gpus, memory_gb, parallel, images_per_job)
         if retries < 0:
             raise ValueError(f"executor.retries={retries} is out of range: accepted are whole numbers from 0 on")
         if not isinstance(resources, Mapping | None):

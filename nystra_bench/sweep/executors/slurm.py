@@ -28,6 +28,7 @@ class SlurmExecutor(ClusterExecutor):
         cluster: ``slurm``; or ``local``, which runs the jobs on this machine, as many at a time as ``parallel`` says.
         cpus, gpus, memory_gb: what each job asks for; ``memory_gb`` of None leaves it to the cluster.
         parallel: jobs of an array that run at a time.
+        images_per_job: see ``ClusterExecutor``.
         hours: after which a job is ended and requeued.
         requeues: how often that is done; a preemption does not count.
         partition, account, qos, constraint: SLURM's, where the cluster wants them.
@@ -54,8 +55,9 @@ class SlurmExecutor(ClusterExecutor):
         constraint: str | None = None,
         inspect_there: bool = True,
         more: Mapping[str, Any] | None = None,
+        images_per_job: int | None = None,
     ):
-        super().__init__(cpus, gpus, memory_gb, parallel)
+        super().__init__(cpus, gpus, memory_gb, parallel, images_per_job)
         if cluster not in CLUSTERS:
             raise ValueError(f"executor.cluster={cluster} is unknown: accepted are {', '.join(CLUSTERS)}")
         if not 1 / 60 <= hours <= 24 * 365:
