@@ -86,25 +86,22 @@ def cutting(kind):
 
 
 def models():
+    """Models, and how far rounding may bring outputs apart: nearly equal weights are an ill-conditioned matrix."""
     for file in sorted(BUNDLED.glob("*.safetensors")):
-        yield pytest.param(lambda name=file.stem: load_model(name), id=file.stem)
+        yield pytest.param(lambda name=file.stem: load_model(name), 1e-6, id=file.stem)
     small = {"depths": (2,) * 9, "heads": (1, 1, 2, 2, 4, 4, 2, 2, 1), "embed_dim": 8, "window": 4}
-    yield pytest.param(lambda: Uformer(UformerSpec(**small, projection="conv")).eval(), id="within windows alone")
-    yield pytest.param(lambda: FIWHN(FIWHNSpec(scale=2)).eval(), id="strips")
+    yield pytest.param(lambda: Uformer(UformerSpec(**small, projection="conv")).eval(), 0, id="within windows alone")
+    yield pytest.param(lambda: FIWHN(FIWHNSpec(scale=2)).eval(), 1e-4, id="strips")
 
 
-@pytest.mark.parametrize("make", [*models()])
-def test_models_give_the_same_whether_windows_are_cut_out_or_not(make):
+@pytest.mark.parametrize("make, apart", [*models()])
+def test_models_give_the_same_whether_windows_are_cut_out_or_not(make, apart):
     torch.manual_seed(0)
     model = make()
-    channels = getattr(model, "channels", 3)
-    image = torch.rand(2, channels, 36, 44, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(2, model.channels, 36, 44, generator=torch.Generator().manual_seed(0))
     exact = plug(model, ExactAttention())(image)
-    for kind in (IdentityAttention, FusedNystraPlusAttention):
-        try:
-            found = plug(model, kind())(image)
-        except ValueError as refused:
-            pytest.skip(str(refused))
+    for kind in (IdentityAttention, FusedNystraPlusAttention, FusedNystraAttention):
+        found = plug(model, kind())(image)
         expected = plug(model, cutting(kind)())(image)
-        assert relative_error(found, expected) < CLOSE
-        assert relative_error(found, exact) > 2 * CLOSE, "the attention has to matter for this to show anything"
+        assert relative_error(found, expected) <= apart
+        assert relative_error(found, exact) > CLOSE, "the attention has to matter for this to show anything"
