@@ -9,6 +9,7 @@ Three properties do not hold for every method; a class states those that it has 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,6 +34,12 @@ def make(subject, **parameters) -> Attention:
 def has_pseudo_inverse(subject) -> bool:
     """Whether it takes the start of the iteration for a pseudo-inverse (``attention.pinv``)."""
     return subject.parameters.get("init") in INITS
+
+
+@pytest.fixture(autouse=True)
+def without_compilers(monkeypatch):
+    """A method that compiles itself runs what it would compile: compiling takes tens of seconds for each shape here."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
 @pytest.fixture

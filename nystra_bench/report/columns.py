@@ -60,7 +60,7 @@ _KNOWN = [
     Column("device", "device", "Where it was measured."),
     Column("dtype", "dtype", "Precision of the computation."),
     *(axis.column for axis in EXECUTION.values()),
-    Column("compile_ms", "compiling (ms)", "Time for tracing and compiling the model, or for recording it as a CUDA graph, "
+    Column("compile_ms", "compiling (ms)", "Time for tracing and compiling the model, or for recording its CUDA graph, "
            "before the first call; it is part of the set-up.", 0),
     Column("kernel", "kernel", "Which kernel computed the attention, where there is a choice: one of PyTorch's, "
            "fused (ours) or eager (separate operations; in brackets why)."),
