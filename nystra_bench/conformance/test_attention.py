@@ -300,6 +300,24 @@ def test_inputs_need_not_be_contiguous(attention, window, qkv):
         torch.testing.assert_close(attention(*permuted, window), attention(*qkv, window), rtol=1e-5, atol=1e-6)
 
 
+def test_windows_on_a_map_are_attended_as_windows_that_are_cut_out(attention, window, side, qkv):
+    """Wherever on the map their tokens lie; queries are scaled by the method then."""
+    with torch.inference_mode():
+        if not attention.reads_maps(qkv[0], window):
+            pytest.skip("windows are cut out for it")
+        order = torch.randperm(WINDOWS * side * side, generator=torch.Generator().manual_seed(5))
+
+        def on_map(tokens):
+            along = tokens.unflatten(0, (IMAGES, WINDOWS)).transpose(1, 2).flatten(2, 3)
+            return torch.empty_like(along).index_copy_(2, order, along)
+
+        q, k, v = qkv
+        expected = on_map(attention(0.5 * q, k, v, window))
+        places = order.view(WINDOWS, -1).int()
+        found = attention.forward_map(*map(on_map, qkv), window, places, 0.5)
+    assert found.shape == expected.shape and relative_error(found, expected) < 1e-5
+
+
 @pytest.mark.parametrize("size", (1, 2, 3, 7, 8, 16, 32))
 def test_windows_that_it_refuses_cannot_be_plugged(attention, size):
     if attention.calibration_images:
