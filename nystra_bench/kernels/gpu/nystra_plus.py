@@ -41,6 +41,7 @@ SPLIT_FROM = 4097
 PART = 1024
 """Tokens of a window and head that a program works on there."""
 
+
 class Given(NamedTuple):
     """What the kernels read of one call, beside queries, keys and values."""
 
