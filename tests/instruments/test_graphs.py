@@ -36,16 +36,16 @@ class Machine:
         self.graphs: list[Recorded] = []
         self.passes = 0
 
-    def namespace(self):
+    def stand_ins(self):
         stream = SimpleNamespace(wait_stream=lambda other: None)
-        return SimpleNamespace(
-            Stream=lambda: stream,
-            current_stream=lambda: stream,
-            stream=lambda one: nullcontext(),
-            CUDAGraph=self.new_graph,
-            graph=self.record,
-            synchronize=lambda: None,
-        )
+        return {
+            "Stream": lambda: stream,
+            "current_stream": lambda: stream,
+            "stream": lambda one: nullcontext(),
+            "CUDAGraph": self.new_graph,
+            "graph": self.record,
+            "synchronize": lambda: None,
+        }
 
     def new_graph(self):
         self.graphs.append(Recorded())
@@ -74,9 +74,9 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch):
     made = Machine()
-    with monkeypatch.context() as patch:
-        patch.setattr(graphs.torch, "cuda", made.namespace())
-        yield made
+    for name, stand_in in made.stand_ins().items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    return made
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_what_waits_for_the_gpu_is_an_error_in_one_sentence(model, machine, monk
         raise RuntimeError("operation not permitted when stream is capturing\nwith details")
         yield
 
-    monkeypatch.setattr(graphs.torch.cuda, "graph", refuse)
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
     with pytest.raises(UserError) as error:
         models(model, x)
     assert str(error.value) == (

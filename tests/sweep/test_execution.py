@@ -79,14 +79,18 @@ def test_what_a_device_lacks_is_refused_with_what_it_has():
 
 
 @pytest.mark.usefixtures("looked_at_here")
-def test_graphs_are_skipped_on_a_cpu_beside_what_runs_and_an_error_alone(bench):
-    found = planned(bench, "runtime=[eager,graphs]", "measure=latency")
-    assert {how: c["status"] for (_, how), c in found.items()} == {
-        "{}": "missing",
-        '{"runtime": "graphs"}': "skipped",
-    }
-    ended = bench("mode=plan", "runtime=graphs", "attention=exact", *ONE_MODEL)
-    assert ended.code == 1 and "runtime=graphs does not fit: runtime=graphs is there on device=cuda alone" in ended.err
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_graphs_are_skipped_on_a_cpu_where_a_block_has_them_and_an_error_where_the_user_gives_them(bench, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    tiny = (bench.plugins / "sweep" / "tiny.yaml").read_text()
+    both = tiny.replace("attention: [exact]", "attention: [exact]\n    runtime: [eager, graphs]")
+    (tmp_path / "sweep" / "both.yaml").write_text(both)
+    words = ["mode=plan", "measure=latency", f"hydra.searchpath=['file://{tmp_path}']"]
+    lines = [line for line in bench(*words, sweep="+sweep=both").out.splitlines() if "runtime=graphs" in line]
+    assert lines and all("skipped" in line and "device=cuda alone" in line for line in lines)
+    ended = bench("mode=plan", "runtime=graphs", "attention=exact", "position_bias=native")
+    assert ended.code == 1
+    assert ended.sentence.startswith("runtime=graphs does not fit: runtime=graphs is there on device=cuda alone")
 
 
 @pytest.mark.parametrize("name", EXECUTION)
