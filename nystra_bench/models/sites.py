@@ -32,7 +32,7 @@ class Site(WindowAttention):
     """Takes the place of the class of a module that computes attention within windows.
 
     Write ``window_of_module`` and ``forward``, with the arguments and the result of the module's own; it calls
-    ``self.attend(q, k, v, regions, size)``. Where the module has a position bias, write ``position_bias`` and
+    ``self.attend(q, k, v, regions, size)`` or, where it has the whole map, ``self.over_map``. Where the module has a position bias, write ``position_bias`` and
     ``bias_weights``, else set ``has_bias = False``.
     """
 

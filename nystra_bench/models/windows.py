@@ -226,13 +226,13 @@ class WindowAttention(nn.Module):
         Returns:
             (B, height, width, C').
         """
-        size = plain(size or self.size)
+        size, (height, width) = plain(size or self.size), x.shape[1:3]
         if not self.token_by_token or not self.reads_maps(x, regions, size):
             return in_windows(x, size, shift, partial(self._within, regions=regions, size=size))
         q, k, v, scale = self.project(x.flatten(1, 2))
-        places = window_places(*x.shape[1:3], sides(size), sides(shift))
+        places = window_places(height, width, sides(size), sides(shift))
         out = self.attend_maps(q, k, v, places, scale, regions, size)
-        return self.finish(merge_heads(out)).unflatten(1, x.shape[1:3])
+        return self.finish(merge_heads(out)).unflatten(1, (height, width))
 
     def _within(self, x: Tensor, regions: ShiftRegions | None, size: Size) -> Tensor:
         """(B * nW, N, C) -> (B * nW, N, C')."""

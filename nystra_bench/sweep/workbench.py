@@ -47,7 +47,7 @@ RECIPE = (
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 """What the axis ``memory_format`` calls them."""
 
-RUNTIMES = {"compiled": CompiledModels, "graphs": GraphedModels}
+RUNTIMES: dict[str, type[PreparedModels]] = {"compiled": CompiledModels, "graphs": GraphedModels}
 """What runs models where ``runtime`` is not ``eager``."""
 
 ABSENT: Any = None
