@@ -303,7 +303,8 @@ def _check_values(config: dict) -> None:
         ("min_sample_ms", (int, float), 0),
     ):
         _check_number(f"timing.{key}", config["timing"][key], kinds, least)
-    for key, value in (("timing.again", config["timing"]["again"]), ("tf32", config["tf32"])):
+    switches = {f"timing.{name}": config["timing"][name] for name in ("again", "count_first")}
+    for key, value in (switches | {"tf32": config["tf32"]}).items():
         if not isinstance(value, bool):
             raise UserError(f"{key}={value} is unknown: accepted are true and false")
     if config["tile"] is not None:

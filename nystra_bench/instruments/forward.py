@@ -87,7 +87,7 @@ class ForwardTimer:
 def add_twin(entries: dict[str, Entry], references: Iterable[str]) -> tuple[str, str]:
     """A second entry of the first reference that runs: their ratio is the noise floor (A/A)."""
     name = next(name for name in [*references, *entries] if name in entries)
-    entries[f"{name}_again"] = replace(entries[name], samples_ms=[])
+    entries[f"{name}_again"] = replace(entries[name], samples_ms=[], first_counts=False)
     return name, f"{name}_again"
 
 

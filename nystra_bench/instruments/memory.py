@@ -6,23 +6,25 @@ import contextlib
 import ctypes
 import gc
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def available(device: str) -> str | None:
-    """Why peak memory cannot be measured here; None where it can."""
+def tells_residence(device: str) -> bool:
+    """Whether ``peak_taken`` can be read here."""
     if device == "cuda":
-        return None
+        return True
     try:
         _RESET.write_text("5")
     except OSError:
-        return "peak memory on the CPU is read from /proc/self, which this system does not offer"
-    return None
+        return False
+    return True
 
 
 def free_memory(device: str) -> float | None:
@@ -77,13 +79,17 @@ def _control_group_rest() -> float | None:
 def peak_memory(call: Callable[[], object], device: str) -> tuple[float, str]:
     """Peak memory of a repeated call in MB (10^6 bytes) above the state before the first, and how it was read.
 
-    It is the second call's peak: what the first leaves for later calls counts, what making that took does not.
+    It is the second call's peak: what the first leaves for later calls counts, what making that took does not. On a CPU
+    as on a GPU it is what PyTorch has allocated, which repeats to the byte. What a process has resident would depend on
+    what ran in it before: on the holes in its heap (up to half as much again was seen), and on the size of pages.
+    What libraries take for themselves, past PyTorch's allocator, is in neither.
     """
     gc.collect()
-    return _peak_cuda(call) if device == "cuda" else _peak_cpu(call)
+    found = _peak_cuda(call) if device == "cuda" else _peak_cpu(call)
+    return found / 1e6, "peak allocated by PyTorch above the loaded model"
 
 
-def _peak_cuda(call: Callable[[], object]) -> tuple[float, str]:
+def _peak_cuda(call: Callable[[], object]) -> float:
     torch.cuda.empty_cache()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -91,17 +97,39 @@ def _peak_cuda(call: Callable[[], object]) -> tuple[float, str]:
     torch.cuda.reset_peak_memory_stats()
     call()
     torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 1e6, "peak allocated by PyTorch above the loaded model"
+    return float(torch.cuda.max_memory_allocated() - before)
 
 
-def _peak_cpu(call: Callable[[], object]) -> tuple[float, str]:
+def _peak_cpu(call: Callable[[], object]) -> float:
+    kept = sum(_allocations(call))
+    return float(kept + max(accumulate(_allocations(call), initial=0)))
+
+
+def _allocations(call: Callable[[], object]) -> list[int]:
+    """Bytes that PyTorch allocates in a call, and with a minus those that it frees, in their order."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        call()
+    results = profiler.profiler.kineto_results
+    events = (event for event in results.events() if event.name() == "[memory]")
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+
+
+def peak_taken(call: Callable[[], object], device: str) -> float:
+    """Bytes that the process takes from the device in a repeated call: what decides whether the memory suffices.
+
+    More than ``peak_memory`` by what allocators lose between what they hand out. On a CPU the kernel's high-water mark
+    of resident memory, where the system tells it (``tells_residence``).
+    """
+    gc.collect()
+    if device == "cuda":
+        return _peak_cuda(call)
     _give_back_free_memory()
     before = _resident("VmRSS")
     call()
     _give_back_free_memory()
     _RESET.write_text("5")  # the kernel starts its high-water mark anew
     call()
-    return (_resident("VmHWM") - before) / 1e6, "peak resident set size above the loaded model"
+    return float(_resident("VmHWM") - before)
 
 
 def _resident(field: str) -> int:

@@ -55,7 +55,7 @@ class MemoryGuard:
         if self.batch * self.height * self.width < LARGE:
             return False
         free = memory.free_memory(self.device)
-        if free is None or memory.available(self.device):
+        if free is None or not memory.tells_residence(self.device):
             return False
         seen = self.batch * min(self.height, self.tile) * min(self.width, self.tile)
         needed = self.bytes_per_pixel(model) * seen + IMAGE_BYTES * self.height * self.width * model.scale**2
@@ -73,5 +73,4 @@ class MemoryGuard:
         window = model.window_size  # in words where it is no square
         side = max(PROBE, 2 * window if isinstance(window, int) else 0)
         probe = torch.rand(1, self.channels, side, side, device=self.device, dtype=self.dtype)
-        peak, _ = memory.peak_memory(lambda: self.forward(model, probe), self.device)
-        return 1e6 * peak / side**2
+        return memory.peak_taken(lambda: self.forward(model, probe), self.device) / side**2

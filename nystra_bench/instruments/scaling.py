@@ -69,7 +69,7 @@ def time_attention(
     Returns:
         A record for each attention and size at which something is to be said: ``attention``, ``tokens`` (N), ``side``,
         ``windows``, ``samples_ms`` (empty where it did not run), ``median_ms``, ``first_ms``, ``setup_ms``,
-        ``repeats``, ``peak_mb`` (10^6 bytes above the inputs; None where it cannot be measured), ``noise`` (the
+        ``repeats``, ``peak_mb`` (10^6 bytes above the inputs), ``noise`` (the
         interval, [low, high], of one of the attentions against itself at this size), ``finite``, ``unstable`` (why the
         timing is not to be trusted), ``kind`` and ``reason``: both None, or why it did not run: ``refused`` (this size
         alone), ``time``, ``memory`` or ``failed`` (the end of its curve).
@@ -116,7 +116,7 @@ class _Cost:
 
     size: _Size
     ms: float
-    peak_mb: float | None
+    peak_mb: float
 
 
 @dataclass
@@ -232,7 +232,7 @@ class _Session:
         if seconds > self.budget_s:
             curve.leave_out(size, "time", f"a call would take about {seconds:.2g} s, more than {self.budget_s:g} s")
             return True
-        needed, free = 1e6 * (curve.seen.peak_mb or 0.0) * growth, memory.free_memory(self.device)
+        needed, free = 1e6 * curve.seen.peak_mb * growth, memory.free_memory(self.device)
         if free is not None and needed > free:
             told = f"a call would need about {needed / 1e9:.2g} GB of memory, and {free / 1e9:.2g} GB are free"
             curve.leave_out(size, "memory", told)
@@ -248,15 +248,11 @@ class _Session:
     def _probe(self, call: _Call, size: _Size) -> tuple[_Cost, dict]:
         """Three calls: the first one's time, the peak memory, and whether the output is finite."""
         times: list[float] = []
-        peak = None
 
         def timed() -> None:
             times.append(self.clock(call))
 
-        if memory.available(self.device) is None:
-            peak = max(0.0, memory.peak_memory(timed, self.device)[0])
-        else:
-            timed()
+        peak, _ = memory.peak_memory(timed, self.device)
         finite = True
 
         def looked_at() -> None:

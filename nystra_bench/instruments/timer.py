@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +32,8 @@ class Timing:
             that is not a long one (``LONG_MS``).
         min_sample_ms: a sample repeats a shorter call until it lasts that long, and holds the mean of the calls.
         again: whether as many rounds again are made where a timing is unstable.
+        count_first: whether a long first call (``LONG_MS``), less what is made once in it, is the sample of the first
+            round: for calls of a minute, of which starting up is less than a hundredth and each one counts.
     """
 
     rounds: int = 20
@@ -40,6 +42,7 @@ class Timing:
     warmup_s: float = 0.5
     min_sample_ms: float = 100.0
     again: bool = True
+    count_first: bool = False
 
 
 @dataclass
@@ -55,6 +58,8 @@ class Entry:
     """Before the first call: tracing and compiling, where the model is compiled."""
     call_ms: float = 0.0
     """Of the last call of the warm-up."""
+    first_counts: bool = False
+    """Whether the first call is the sample of the first round."""
     repeats: int = 1
     samples_ms: list[float] = field(default_factory=list)
 
@@ -101,14 +106,16 @@ def warm_up(entry: Entry, timing: Timing, clock: Clock) -> None:
         entry.call_ms, start = clock(entry.call), time.perf_counter()
         while time.perf_counter() - start < timing.warmup_s:
             entry.call_ms = clock(entry.call)
+    entry.first_counts = entry.long and timing.count_first
     entry.repeats = max(1, round(timing.min_sample_ms / max(entry.call_ms, 1e-3)))
 
 
-def expected_s(entries: Iterable[Entry], timing: Timing) -> float:
+def expected_s(entries: Collection[Entry], timing: Timing) -> float:
     """Seconds after which ``run_rounds`` is done, at the pace of the warm-up."""
     a_round = sum(entry.call_ms * entry.repeats for entry in entries) / 1e3
     planned = min(timing.rounds * a_round, max(timing.min_rounds * a_round, timing.budget_s + a_round))
-    return planned * (2 if timing.again else 1)
+    counted = sum(entry.first_ms for entry in entries if entry.first_counts) / 1e3
+    return planned * (2 if timing.again else 1) - counted
 
 
 def run_rounds(
@@ -152,6 +159,9 @@ def _round(entries: list[Entry], clock: Clock) -> None:
     gc.disable()
     try:
         for entry in entries:
+            if entry.first_counts and not entry.samples_ms:
+                entry.samples_ms.append(entry.first_ms - entry.setup_ms)
+                continue
             entry.prepare()
             entry.samples_ms.append(clock(entry.call, entry.repeats))
     finally:

@@ -71,7 +71,6 @@ def made_up(monkeypatch):
         return spy.mb * spy.work, "made up"
 
     monkeypatch.setattr(scaling, "Clock", Clock)
-    monkeypatch.setattr(memory, "available", lambda device: None)
     monkeypatch.setattr(memory, "peak_memory", peak)
     monkeypatch.setattr(memory, "free_memory", lambda device: 16e9)
 
@@ -184,11 +183,6 @@ def test_an_output_that_is_not_finite_is_told():
             return super().forward(q, k, v, window) / 0
 
     assert [r["finite"] for r in run(sizes=[64, 256], bad=Breaking())["bad"]] == [False, False]
-
-
-def test_without_a_reading_of_memory_there_is_none(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device: "not here")
-    assert [r["peak_mb"] for r in run(sizes=[64], a=Spy())["a"]] == [None]
 
 
 def test_real_methods_run_and_what_they_keep_is_told(monkeypatch):

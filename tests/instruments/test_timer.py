@@ -3,6 +3,7 @@
 import pytest
 
 from nystra_bench.instruments import timer
+from nystra_bench.instruments.forward import add_twin
 from nystra_bench.instruments.statistics import Ratio
 from nystra_bench.instruments.timer import Entry, Timing, expected_s, instability, run_rounds, warm_up
 
@@ -108,6 +109,23 @@ def test_a_long_first_call_is_all_the_warm_up():
     warm_up(entry, Timing(warmup_s=30), script.clock)
     assert script.calls() == ["a"] and entry.long
     assert (entry.first_ms, entry.call_ms, entry.repeats) == (6000.0, 6000.0, 1)
+
+
+def test_a_long_first_call_may_be_the_first_sample():
+    """Less what is made once in it; a short one, and the twin, are called for theirs."""
+    timing = Timing(rounds=2, warmup_s=0, min_sample_ms=0, again=False, count_first=True)
+    script = Script("exact", "short", times=times(exact=[6000.0, 5500.0, 5600.0, 5700.0], short=[9.0, 8.0, 7.0, 6.0]))
+    entries = script.entries
+    for entry in entries.values():
+        warm_up(entry, timing, script.clock)
+    entries["exact"].setup_ms = 100.0
+    pair = add_twin(entries, ["exact"])
+    assert expected_s(entries.values(), timing) == pytest.approx((4 * 6000 + 2 * 8 - 6000) / 1e3)
+    run_rounds(entries, timing, script.clock, pair, 0)
+    assert entries["exact"].samples_ms[0] == 5900.0
+    assert len(entries["exact"].samples_ms) == len(entries["exact_again"].samples_ms) == 2
+    assert sorted([*entries["exact"].samples_ms[1:], *entries["exact_again"].samples_ms]) == [5500.0, 5600.0, 5700.0]
+    assert entries["short"].samples_ms == [7.0, 6.0]
 
 
 def test_further_rounds_can_be_done_without():
