@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +67,7 @@ def announce(settings: int, timing: Timing, about: str) -> None:
     print(f"{settings} settings, {limit}; {about}\n", flush=True)
 
 
-def expect(called: object, entries: Iterable[Entry], timing: Timing) -> None:
+def expect(called: object, entries: Collection[Entry], timing: Timing) -> None:
     """Say when a setting will be done, at the pace of its warm-up; not among the results."""
     print(f"{called}: about {expected_s(entries, timing):.0f} s", file=sys.stderr, flush=True)
 
