@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from nystra_bench.errors import UserError
 from nystra_bench.instruments.environment import KEEP_MEMORY
 from nystra_bench.instruments.statistics import Estimate, median_interval, paired_ratio
 from nystra_bench.instruments.threads import thread_count
-from nystra_bench.instruments.timer import Entry, Timing
+from nystra_bench.instruments.timer import Entry, Timing, expected_s
 from nystra_bench.sweep.locks import device_lock
 
 OURS, PUBLISHED = "nystra_plus fused", "nystra fused"
@@ -58,6 +58,18 @@ def timing_of(chosen: argparse.Namespace, min_rounds: int = Timing.min_rounds) -
     """How to time, from the command line, which also says with how many threads."""
     torch.set_num_threads(thread_count(chosen.threads))
     return Timing(rounds=chosen.rounds, min_rounds=min(min_rounds, chosen.rounds), budget_s=chosen.budget, again=False)
+
+
+def announce(settings: int, timing: Timing, about: str) -> None:
+    """Say how long a run may take, before it begins."""
+    fewest = f"or {timing.min_rounds} rounds, where those take longer"
+    limit = f"each timed for at most {timing.budget_s:g} s, {fewest}, after a warm-up"
+    print(f"{settings} settings, {limit}; {about}\n", flush=True)
+
+
+def expect(called: object, entries: Collection[Entry], timing: Timing) -> None:
+    """Say when a setting will be done, at the pace of its warm-up; not among the results."""
+    print(f"{called}: about {expected_s(entries, timing):.0f} s", file=sys.stderr, flush=True)
 
 
 def alone(main: Callable[[], None]) -> None:

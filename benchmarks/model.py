@@ -21,7 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import OURS, PUBLISHED, alone, methods, options, ratio, shown, table, times_of, timing_of
+from benchmarks.common import (
+    OURS,
+    PUBLISHED,
+    alone,
+    announce,
+    expect,
+    methods,
+    options,
+    ratio,
+    shown,
+    table,
+    times_of,
+    timing_of,
+)
 from nystra_bench.attention.base import Attention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.errors import Absent, UserError
@@ -33,6 +46,7 @@ from nystra_bench.models.images import as_input
 from nystra_bench.models.windows import WindowedModel
 from nystra_bench.tasks.denoise import GaussianDenoise
 
+USUAL = "all five take about 12 minutes on 2 cores with AVX2"
 FLOOR = "identity"
 FEWEST = 5
 """Rounds that are made even where the budget is spent: a pass of the largest model takes half a minute."""
@@ -123,6 +137,7 @@ def measure(case: Case, timing: Timing, attentions: Callable[[], dict[str, Atten
     found = contest(case, model, timing, attentions() | {FLOOR: IdentityAttention()})
     close, entries = deviations(found.entries), dict(found.entries)
     pair = add_twin(entries, [OURS, FLOOR])
+    expect(case, entries.values(), timing)
     broken, noise = found.timer.run(entries, pair, seed=0, compared=())
     times = times_of(found.entries)
     rows = [_row(name, time, entries, close.get(name)) for name, time in times.items()]
@@ -164,10 +179,10 @@ def main() -> None:
         made = methods(chosen.landmarks, chosen.iterations, chosen.rank)
         return {name: attention for name, attention in made.items() if name != PUBLISHED}
 
-    for case in CASES:
-        if case.model in chosen.models:
-            sized = Case(case.model, chosen.side or case.side, case.window)
-            print(*measure(sized, timing, attentions), sep="\n", flush=True)
+    cases = [Case(c.model, chosen.side or c.side, c.window) for c in CASES if c.model in chosen.models]
+    announce(len(cases), timing, USUAL)
+    for case in cases:
+        print(*measure(case, timing, attentions), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

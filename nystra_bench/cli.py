@@ -38,7 +38,7 @@ usage: python -m nystra_bench +sweep=NAME [option=value ...]
   task=NAME  task.images=DIR  task.limit=N
   window_size=[native,32]  position_bias=[native,interpolate,drop]
   device=cpu|cuda  dtype=float32|bfloat16|float16
-  runtime=eager|compiled  threads=N  batch=N  memory_format=contiguous|channels_last
+  runtime=eager|compiled|graphs  threads=N  batch=N  memory_format=contiguous|channels_last
                                    how models are run (docs/RUNTIMES.md)
   measure=[quality,latency]        what is measured: {measures}
   tile=512                         cut images into tiles: for images too large for the memory

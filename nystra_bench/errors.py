@@ -24,6 +24,14 @@ def did_you_mean(value: object, accepted: Iterable[str], prefix: str = "") -> st
     return f" (did you mean {prefix}{near[0]}?)" if near else ""
 
 
+def root_reason(error: BaseException) -> str:
+    """What lies at the bottom of an error of a compiler or a driver, in one line."""
+    while inner := getattr(error, "inner_exception", None) or error.__cause__:
+        error = inner
+    said = str(error).strip()
+    return f"{type(error).__name__}: {said.splitlines()[0][:200]}" if said else type(error).__name__
+
+
 def outside_image(query: tuple[int, int], height: int, width: int) -> str | None:
     """Why a pixel (row, column) is none of an image of this size; None where it is one."""
     row, column = query

@@ -193,6 +193,28 @@ class Attention(nn.Module):
         """
         raise NotImplementedError
 
+    def reads_maps(self, x: Tensor, window: Window) -> bool:
+        """Whether ``forward_map`` can take the place of ``forward`` on maps of x's device and dtype.
+
+        Where it says so, no windows are cut out for the method and put back: two copies of the map that exist only to
+        feed the attention, and more where it is shifted.
+        """
+        return False
+
+    def forward_map(self, q: Tensor, k: Tensor, v: Tensor, window: Window, places: Tensor, scale: float) -> Tensor:
+        """The same as ``forward``, with all tokens where they lie on their maps.
+
+        Args:
+            q, k: (B, H, L, d), the L tokens of a map in any order; q is to be multiplied by ``scale`` first.
+            v: (B, H, L, d_v).
+            window: the geometry, as for ``forward``.
+            places: which of the L tokens stands at each place of each window, (nW, N) int32, each token once.
+
+        Returns:
+            (B, H, L, d_v), of v's dtype.
+        """
+        raise NotImplementedError
+
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
         """The matrix (B * nW, H, N, N) that the method multiplies v by; for the analysis, not for speed."""
         raise NotImplementedError

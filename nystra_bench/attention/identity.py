@@ -17,6 +17,12 @@ class IdentityAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         return v
 
+    def reads_maps(self, x: Tensor, window: Window) -> bool:
+        return True
+
+    def forward_map(self, q: Tensor, k: Tensor, v: Tensor, window: Window, places: Tensor, scale: float) -> Tensor:
+        return v
+
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
         eye = torch.eye(q.shape[-2], dtype=q.dtype, device=q.device)
         return eye.expand(*q.shape[:2], *eye.shape)

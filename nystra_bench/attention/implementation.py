@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
@@ -21,8 +21,13 @@ IMPLEMENTATIONS = ("auto", "eager", "fused")
 DEFAULT = "auto"
 """Of the methods whose names say that they are fused."""
 
-LIBRARIES = {"cpu": (kernels, (torch.float32,)), "cuda": (gpu, (torch.float32, torch.float16, torch.bfloat16))}
-"""The kernels of each device, and the numbers that they compute with."""
+LIBRARIES = {
+    "cpu": (kernels, (torch.float32, torch.bfloat16)),
+    "cuda": (gpu, (torch.float32, torch.float16, torch.bfloat16)),
+}
+"""The kernels of each device, and the numbers that they take; all their sums are float32."""
+
+Kernel = Callable[..., Tensor]
 
 INSTEAD = "accepted here are implementation=auto and eager"
 
@@ -58,7 +63,7 @@ class Implementation:
         self._dtypes = {device: LIBRARIES[device][1] for device in flops}
         self._ran: str | None = None
 
-    def operator(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Callable[..., Tensor] | None:
+    def operator(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Kernel | None:
         """The kernel for these tensors; None where the eager form is to run.
 
         The kernels are built at the first call, where they are not yet; the window's cache counts the seconds.
@@ -82,6 +87,11 @@ class Implementation:
         self._ran = f"eager ({reason})" if reason else "fused"
         return None if reason else library.operator(self._kernel, self._flops[q.device.type])
 
+    def reads_maps(self, x: Tensor, window: Window) -> bool:
+        """Whether the kernel is to run, and finds the windows of maps like x by itself: on CPUs, without gradients."""
+        elsewhere = x.device.type != "cpu" or torch.is_grad_enabled()
+        return not elsewhere and self.operator(x, x, x, window) is not None
+
     def _refused(self, *tensors: Tensor) -> str | None:
         """Why tensors are not the kernels', as one clause; None where they are."""
         for x in tensors:
@@ -99,6 +109,12 @@ class Implementation:
 def rows_together(*tensors: Tensor) -> list[Tensor]:
     """The tensors (…, d) as kernels read them: any strides, but rows of d numbers side by side."""
     return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+
+
+def windows_of(q: Sequence[int], places: Sequence[int] | None) -> tuple[int, int, int, int]:
+    """(windows, heads, tokens, d) from the shapes of queries and of the places of windows on their maps, if any."""
+    windows, heads, tokens, dim = q
+    return (windows, heads, tokens, dim) if places is None else (windows * places[0], heads, places[1], dim)
 
 
 def _unavailable(reason: str) -> UserError:

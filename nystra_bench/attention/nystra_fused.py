@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nystra_bench.attention.base import Window
-from nystra_bench.attention.implementation import DEFAULT, Implementation, rows_together
+from nystra_bench.attention.implementation import DEFAULT, Implementation, Kernel, rows_together, windows_of
 from nystra_bench.attention.landmarks import landmark_grid
 from nystra_bench.attention.nystra import NystraAttention
 
@@ -46,12 +46,24 @@ class FusedNystraAttention(NystraAttention):
         kernel = self._form.operator(q, k, v, window)
         if kernel is None:
             return super().forward(q, k, v, window)
+        return self._on_cpu(kernel, q, k, v, window, None, 1.0)
+
+    def reads_maps(self, x: Tensor, window: Window) -> bool:
+        return self._form.reads_maps(x, window)
+
+    def forward_map(self, q: Tensor, k: Tensor, v: Tensor, window: Window, places: Tensor, scale: float) -> Tensor:
+        kernel = self._form.operator(q, k, v, window)
+        assert kernel is not None, "reads_maps has said so"
+        return self._on_cpu(kernel, q, k, v, window, places, scale)
+
+    def _on_cpu(self, kernel: Kernel, q, k, v, window: Window, places: Tensor | None, scale: float) -> Tensor:
         size = window.height, window.width
         grid, is_global = landmark_grid(self.landmarks, *size), self.init == "global"
-        return kernel(*rows_together(q, k, v), *size, *grid, self.iterations, self.guard, is_global)
+        settings = self.iterations, self.guard, is_global, places, scale
+        return kernel(*rows_together(q, k, v), *size, *grid, *settings)
 
 
-def _flops(q, k, v, height, width, rows, columns, iterations, guard, is_global, **_) -> int:
+def _flops(q, k, v, height, width, rows, columns, iterations, guard, is_global, places, scale, **_) -> int:
     """Those of the eager form's matrix products, from shapes."""
-    windows, heads, tokens, dim = q
+    windows, heads, tokens, dim = windows_of(q, places)
     return NystraAttention(rows * columns, iterations).flops(windows, heads, tokens, dim, v[3])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nystra_bench.attention.base import Attention, Window
-from nystra_bench.attention.implementation import DEFAULT, Implementation, rows_together
+from nystra_bench.attention.implementation import DEFAULT, Implementation, Kernel, rows_together, windows_of
 from nystra_bench.attention.nystra_plus import NystraPlusAttention
 from nystra_bench.kernels import BLOCK
 
@@ -20,9 +20,10 @@ class FusedNystraPlusAttention(NystraPlusAttention):
     """``nystra_plus``, with a kernel that keeps all that it makes of a window and head in the processor's caches.
 
     It gives what the eager form gives, but for rounding. Queries, keys and values are read as they lie, and the output
-    is written as (B * nW, N, H, d_v), which is what the projection after it reads. There is one in C++ for CPUs and one
-    in Triton for GPUs, which takes half precision, too (its sums are float32). The kernel has clusters without
-    steps of k-means (``landmarks_from=clusters``, ``clustering=0``), of any number of landmarks, channels and features.
+    is written as (B * nW, N, H, d_v), which is what the projection after it reads. There is one in C++ for CPUs, which
+    finds the windows of a map by itself, and one in Triton for GPUs; both take half precision, with sums in float32.
+    The kernel has clusters without steps of k-means (``landmarks_from=clusters``, ``clustering=0``), of any number of
+    landmarks, channels and features.
 
     Args:
         implementation: ``fused`` is the kernel, ``eager`` the form of ``nystra_plus``, ``auto`` the kernel where it can
@@ -84,8 +85,20 @@ class FusedNystraPlusAttention(NystraPlusAttention):
         if q.device.type == "cuda":
             kept, regions = self._features(window, q), self._regions(window, q.device)
             return kernel(q, k, v, *kept, regions, self.iterations, self.exact_diagonal)
+        return self._on_cpu(kernel, q, k, v, window, None, 1.0)
+
+    def reads_maps(self, x: Tensor, window: Window) -> bool:
+        return self._form.reads_maps(x, window)
+
+    def forward_map(self, q: Tensor, k: Tensor, v: Tensor, window: Window, places: Tensor, scale: float) -> Tensor:
+        kernel = self._form.operator(q, k, v, window)
+        assert kernel is not None, "reads_maps has said so"
+        return self._on_cpu(kernel, q, k, v, window, places, scale)
+
+    def _on_cpu(self, kernel: Kernel, q, k, v, window: Window, places: Tensor | None, scale: float) -> Tensor:
         panels, padded = self._panels(window, q.shape[1]), self._padded_regions(window)
-        return kernel(*rows_together(q, k, v), *panels, *padded, self.iterations, self.exact_diagonal)
+        settings = self.iterations, self.exact_diagonal, places, scale
+        return kernel(*rows_together(q, k, v), *panels, *padded, *settings)
 
     def _features(self, window: Window, q: Tensor) -> tuple[Tensor, ...]:
         """F and G (H, N, r) float32, the bias's diagonal (H, N), and the centres (m,), for the kernel of GPUs."""
@@ -171,10 +184,10 @@ def _in_blocks(features: Tensor, blocks: int) -> Tensor:
 
 
 def _flops(
-    q, k, v, queries, keys, features, diagonal, centres, regions, masked, iterations, exact_diagonal, **_
+    q, k, v, queries, keys, features, diagonal, centres, regions, masked, iterations, exact_diagonal, places, scale, **_
 ) -> int:
     """Those of the eager form's matrix products, from shapes; the kernel forms the clusters' means by sums instead."""
-    (windows, heads, tokens, dim), (landmarks,), rank = q, centres, queries[2]
+    (windows, heads, tokens, dim), (landmarks,), rank = windows_of(q, places), centres, queries[2]
     return NystraPlusAttention(landmarks, iterations, rank).flops(windows, heads, tokens, dim, v[3])
 
 

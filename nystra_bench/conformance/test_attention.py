@@ -9,6 +9,7 @@ Three properties do not hold for every method; a class states those that it has 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,6 +34,12 @@ def make(subject, **parameters) -> Attention:
 def has_pseudo_inverse(subject) -> bool:
     """Whether it takes the start of the iteration for a pseudo-inverse (``attention.pinv``)."""
     return subject.parameters.get("init") in INITS
+
+
+@pytest.fixture(autouse=True)
+def without_compilers(monkeypatch):
+    """A method that compiles itself runs what it would compile: compiling takes tens of seconds for each shape here."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
 @pytest.fixture
@@ -291,6 +298,24 @@ def test_inputs_need_not_be_contiguous(attention, window, qkv):
     assert not permuted[0].is_contiguous()
     with torch.inference_mode():
         torch.testing.assert_close(attention(*permuted, window), attention(*qkv, window), rtol=1e-5, atol=1e-6)
+
+
+def test_windows_on_a_map_are_attended_as_windows_that_are_cut_out(attention, window, side, qkv):
+    """Wherever on the map their tokens lie; queries are scaled by the method then."""
+    with torch.inference_mode():
+        if not attention.reads_maps(qkv[0], window):
+            pytest.skip("windows are cut out for it")
+        order = torch.randperm(WINDOWS * side * side, generator=torch.Generator().manual_seed(5))
+
+        def on_map(tokens):
+            along = tokens.unflatten(0, (IMAGES, WINDOWS)).transpose(1, 2).flatten(2, 3)
+            return torch.empty_like(along).index_copy_(2, order, along)
+
+        q, k, v = qkv
+        expected = on_map(attention(0.5 * q, k, v, window))
+        places = order.view(WINDOWS, -1).int()
+        found = attention.forward_map(*map(on_map, qkv), window, places, 0.5)
+    assert found.shape == expected.shape and relative_error(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("size", (1, 2, 3, 7, 8, 16, 32))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from nystra_bench.errors import UserError
+from nystra_bench.errors import UserError, root_reason
 from nystra_bench.models.windows import attention_sites
 
 LOOKS_AT_NUMBERS = "get value out of a tracing tensor"
@@ -18,38 +19,41 @@ LOOKS_AT_NUMBERS = "get value out of a tracing tensor"
 
 @dataclass(frozen=True)
 class Form:
-    """What was compiled: what is called, and the seconds that tracing and compiling took."""
+    """What was prepared: what is called, and the seconds that preparing it took."""
 
     call: Callable[..., Tensor]
     seconds: float
 
 
-class CompiledModels:
-    """Calls models in compiled form, which is made at the first call and once for each attention and shape of input.
-
-    Dynamo alone would cut a model's graph in each layer, where it is looked up what the attention keeps; a form has no
-    such cuts, and is what a model without that book-keeping would give.
-    """
+class PreparedModels(ABC):
+    """Calls models in another form than the eager one, made at the first call and once for each attention and shape."""
 
     def __init__(self) -> None:
         self._forms: dict[tuple, Form] = {}
         self._sites: dict[nn.Module, list] = {}
 
-    def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
-        """The output for x (B, C, height, width).
+    @abstractmethod
+    def prepare(self, model: nn.Module, x: Tensor, called: str) -> Form:
+        """The form of a model for inputs like x.
+
+        Args:
+            called: what it is, for errors.
 
         Raises:
-            UserError: the model cannot be compiled with the attention that is in it, with the reason.
+            UserError: there is none of the model with the attention that is in it; the message has the reason.
         """
+
+    def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
+        """The output for x (B, C, height, width); raises what ``prepare`` raises."""
         plugged = self._plugged(model)
         key = *plugged, x.shape, x.stride(), x.dtype, torch.is_inference_mode_enabled()
         if key not in self._forms:
             names = dict.fromkeys(type(attention).__name__ for attention in plugged[1:])
-            self._forms[key] = compiled(model, x, called=f"{type(model).__name__} with {', '.join(names)}")
+            self._forms[key] = self.prepare(model, x, f"{type(model).__name__} with {', '.join(names)}")
         return self._forms[key].call(x)
 
     def seconds(self, model: nn.Module) -> float:
-        """What compiling has taken of this model with the attentions that are in it now, for all shapes."""
+        """What preparing has taken of this model with the attentions that are in it now, for all shapes."""
         plugged = self._plugged(model)
         return sum(form.seconds for key, form in self._forms.items() if key[: len(plugged)] == plugged)
 
@@ -57,6 +61,17 @@ class CompiledModels:
         if model not in self._sites:
             self._sites[model] = attention_sites(model)
         return model, *(site.attention for site in self._sites[model])
+
+
+class CompiledModels(PreparedModels):
+    """Calls models in compiled form.
+
+    Dynamo alone would cut a model's graph in each layer, where it is looked up what the attention keeps; a form has no
+    such cuts, and is what a model without that book-keeping would give.
+    """
+
+    def prepare(self, model: nn.Module, x: Tensor, called: str) -> Form:
+        return compiled(model, x, called=called)
 
 
 def compiled(call: Callable[..., Tensor], *inputs: Tensor, called: str) -> Form:
@@ -112,10 +127,5 @@ def _uncompilable(called: str, reason: str) -> UserError:
 
 
 def _reason(error: BaseException) -> str:
-    """What lies at the bottom of an error, in one line."""
-    while inner := getattr(error, "inner_exception", None) or error.__cause__:
-        error = inner
-    said = str(error).strip()
-    if LOOKS_AT_NUMBERS in said:
-        return "its course depends on the numbers in tensors"
-    return f"{type(error).__name__}: {said.splitlines()[0][:200]}" if said else type(error).__name__
+    said = root_reason(error)
+    return "its course depends on the numbers in tensors" if LOOKS_AT_NUMBERS in said else said

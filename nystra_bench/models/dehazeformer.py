@@ -20,8 +20,6 @@ from nystra_bench.models.windows import (
     WindowAttention,
     WindowedModel,
     bias_from_table,
-    in_windows,
-    merge_heads,
     pad_to_multiple,
     reflect_pad,
     split_heads,
@@ -98,9 +96,10 @@ class RescaleNorm(nn.Module):
 class LogDistanceAttention(WindowAttention):
     """Attention within windows; a small network gives the bias of each offset, from its logarithm."""
 
-    def __init__(self, heads: int, size: int):
+    def __init__(self, dim: int, heads: int, size: int):
         super().__init__(size)
         self.heads = heads
+        self.scale = (dim // heads) ** -0.5
         self.register_buffer("relative_positions", _relative_positions(size))
         self.meta = nn.Sequential(nn.Linear(2, BIAS_HIDDEN), nn.ReLU(), nn.Linear(BIAS_HIDDEN, heads))
 
@@ -121,10 +120,13 @@ class LogDistanceAttention(WindowAttention):
             self._buffers.pop("relative_positions", None)
         super().resize(size, position_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B * nW, N, 3 C), the queries, keys and values, -> (B * nW, N, C)."""
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
         q, k, v = split_heads(x, 3, self.heads)
-        return merge_heads(self.attend(q * q.shape[-1] ** -0.5, k, v, None))
+        return q, k, v, self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, height, width, 3 C), the queries, keys and values, -> (B, height, width, C)."""
+        return self.over_map(x, 0, None)  # what shift there is is in the padding
 
 
 def _log_distance(offset: Tensor) -> Tensor:
@@ -155,7 +157,7 @@ class Mixer(nn.Module):
             self.proj = nn.Conv2d(dim, dim, 1)
         if attended:
             self.QK = nn.Conv2d(dim, 2 * dim, 1)
-            self.attn = LogDistanceAttention(spec.heads[stage], spec.window)
+            self.attn = LogDistanceAttention(dim, spec.heads[stage], spec.window)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.attended:
@@ -167,10 +169,9 @@ class Mixer(nn.Module):
     def _attend(self, qkv: Tensor) -> Tensor:
         """(B, 3 C, height, width) -> (B, C, height, width)."""
         height, width = qkv.shape[-2:]
-        size = self.attn.size
         shift, bottom, right = self._padding(height, width)
         padded = reflect_pad(qkv, bottom, right, top=shift, left=shift).permute(0, 2, 3, 1)
-        out = in_windows(padded, size, 0, self.attn)  # shifted by the padding already
+        out = self.attn(padded)
         return out[:, shift : shift + height, shift : shift + width].permute(0, 3, 1, 2)
 
     def _padding(self, height: int, width: int) -> tuple[int, int, int]:

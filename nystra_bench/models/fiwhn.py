@@ -185,17 +185,23 @@ class StripAttention(WindowAttention):
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """(B, height * width, dim) -> the same."""
         q, k, v = split_heads(self.qkv(self.reduce(x)), 3, self.heads)
-        q = q * self.scale
         size = strip(height, width)
         cut = STRIPS * math.prod(size)
         out = []
         if cut:
-            queries, keys, values = (_cut(t[:, :, :cut]) for t in (q, k, v))
-            out.append(_join(self.attend(queries, keys, values, None, size)))
+            out.append(self._within_strips(*(t[:, :, :cut] for t in (q, k, v)), size))
         if cut < height * width:
             q, k, v = (t[:, :, cut:] for t in (q, k, v))
-            out.append((q @ k.mT).softmax(-1) @ v)
-        return self.proj(merge_heads(torch.cat(out, 2)))
+            out.append((q * self.scale @ k.mT).softmax(-1) @ v)
+        return self.proj(merge_heads(torch.cat(out, 2) if len(out) > 1 else out[0]))
+
+    def _within_strips(self, q: Tensor, k: Tensor, v: Tensor, size: Size) -> Tensor:
+        """(B, H, STRIPS * N, d) -> the same."""
+        if self.reads_maps(q, None, size):
+            places = torch.arange(q.shape[2], dtype=torch.int32).view(STRIPS, -1)
+            return self.attend_maps(q, k, v, places, self.scale, None, size)
+        queries, keys, values = (_cut(t) for t in (q * self.scale, k, v))
+        return _join(self.attend(queries, keys, values, None, size))
 
 
 def strip(height: int, width: int) -> tuple[int, int]:

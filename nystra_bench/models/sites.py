@@ -32,8 +32,9 @@ class Site(WindowAttention):
     """Takes the place of the class of a module that computes attention within windows.
 
     Write ``window_of_module`` and ``forward``, with the arguments and the result of the module's own; it calls
-    ``self.attend(q, k, v, regions, size)``. Where the module has a position bias, write ``position_bias`` and
-    ``bias_weights``, else set ``has_bias = False``.
+    ``self.attend(q, k, v, regions, size)`` or, where it has the whole map, ``self.over_map``, which calls its
+    ``project`` and ``finish``. Where the module has a position bias, write ``position_bias`` and ``bias_weights``, else
+    set ``has_bias = False``.
     """
 
     if TYPE_CHECKING:  # a site has the attributes of the module that it takes the place of

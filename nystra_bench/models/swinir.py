@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +25,6 @@ from nystra_bench.models.windows import (
     WindowedModel,
     bias_from_table,
     convolve,
-    in_windows,
-    merge_heads,
     pad_to_multiple,
     relative_position_index,
     resize_bias_table,
@@ -103,9 +100,16 @@ class ShiftWindowAttention(WindowAttention):
             self._buffers.pop("relative_position_index", None)
         super().resize(size, position_bias)
 
-    def forward(self, x: Tensor, regions: ShiftRegions | None) -> Tensor:
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
-        return self.proj(merge_heads(self.attend(q * self.scale, k, v, regions)))
+        return q, k, v, self.scale
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+    def forward(self, x: Tensor, shift: int, regions: ShiftRegions | None) -> Tensor:
+        """(B, height, width, C) -> the same."""
+        return self.over_map(x, shift, regions)
 
 
 class SwinBlock(nn.Module):
@@ -130,8 +134,7 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, regions: ShiftRegions) -> Tensor:
         shift = self.shift
-        attend = partial(self.attn, regions=regions if shift else None)
-        x = x + in_windows(self.norm1(x), self.attn.size, shift, attend)
+        x = x + self.attn(self.norm1(x), shift, regions if shift else None)
         return x + self.mlp(self.norm2(x))
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nystra_bench.models.checkpoints import build, resolve
+from nystra_bench.models.cutting import Cut, add_to_windows
 from nystra_bench.models.windows import (
-    Cut,
     FeedForward,
     ShiftedMaps,
     ShiftRegions,
@@ -25,8 +24,6 @@ from nystra_bench.models.windows import (
     WindowedModel,
     bias_from_table,
     convolve,
-    in_windows,
-    merge_heads,
     relative_position_index,
     resize_bias_table,
     split_heads,
@@ -144,7 +141,7 @@ class LeWinAttention(WindowAttention):
         super().__init__(spec.window)
         self.native = spec.window
         self.scale = (dim // heads) ** -0.5
-        linear = spec.projection == "linear"
+        self.token_by_token = linear = spec.projection == "linear"
         self.qkv = LinearProjection(dim, heads, spec.qkv_bias) if linear else ConvProjection(dim, heads)
         self.proj = nn.Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * self.native - 1) ** 2, heads))
@@ -158,9 +155,16 @@ class LeWinAttention(WindowAttention):
     def position_bias(self, size: int) -> Tensor:
         return bias_from_table(resize_bias_table(self.relative_position_bias_table, self.native, size), size)
 
-    def forward(self, x: Tensor, regions: ShiftRegions | None, size: int) -> Tensor:
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
         q, k, v = self.qkv(x)
-        return self.proj(merge_heads(self.attend(q * self.scale, k, v, regions, size)))
+        return q, k, v, self.scale
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+    def forward(self, x: Tensor, shift: int, regions: ShiftRegions | None, size: int) -> Tensor:
+        """(B, height, width, C) -> the same."""
+        return self.over_map(x, shift, regions, size)
 
 
 class LocallyEnhancedFeedForward(nn.Module):
@@ -225,14 +229,11 @@ class LeWinBlock(nn.Module):
         useful = size < side or size == self.attn.native
         return size // 2 if self.shifted and useful else 0
 
-    def _attend(self, windows: Tensor, level: Level, shift: int) -> Tensor:
-        if self.modulator is not None:
-            windows = windows + self.modulation(level.size)
-        return self.attn(windows, level.regions if shift else None, level.size)
-
     def forward(self, x: Tensor, level: Level) -> Tensor:
-        shift = self.shift(level.side, level.size)
-        x = x + in_windows(self.norm1(x), level.size, shift, partial(self._attend, level=level, shift=shift))
+        shift, tokens = self.shift(level.side, level.size), self.norm1(x)
+        if self.modulator is not None:
+            tokens = add_to_windows(tokens, self.modulation(level.size), level.size, shift)
+        x = x + self.attn(tokens, shift, level.regions if shift else None, level.size)
         return x + self.mlp(self.norm2(x))
 
 

@@ -1,14 +1,12 @@
-"""What all windowed models share: cutting into windows, cyclic shift, position bias, and the attention's place.
+"""What all windowed models share: padding, shift regions, position bias, and the attention's place.
 
-Feature maps are channels-last, (B, height, width, C), and their sides are multiples of the window. The size of a
-window is a number, the side of a square, or a pair (height, width); a shift likewise.
+How maps are cut is in ``cutting.py``.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
@@ -21,70 +19,11 @@ from nystra_bench.attention.base import Attention, Window
 from nystra_bench.attention.cache import Caches
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.errors import UserError
+from nystra_bench.models.cutting import Cut as Cut
+from nystra_bench.models.cutting import half, in_windows, shift_regions, window_places
+from nystra_bench.models.cutting import merge as merge
+from nystra_bench.models.cutting import partition as partition
 from nystra_bench.sizes import Size, plain, sides
-
-
-def partition(x: Tensor, size: Size) -> Tensor:
-    """(B, height, width, C) -> (B * nW, N, C), windows row by row."""
-    b, h, w, c = x.shape
-    rows, columns = sides(size)
-    x = x.view(b, h // rows, rows, w // columns, columns, c)
-    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * columns, c)
-
-
-def merge(windows: Tensor, size: Size, height: int, width: int) -> Tensor:
-    """The inverse of :func:`partition`: (B * nW, N, C) -> (B, height, width, C)."""
-    rows, columns = sides(size)
-    x = windows.view(-1, height // rows, width // columns, rows, columns, windows.shape[-1])
-    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, windows.shape[-1])
-
-
-def in_windows(x: Tensor, size: Size, shift: Size, attend: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply ``attend``, (B * nW, N, C) to (B * nW, N, C'), to the windows of a map.
-
-    The map (B, height, width, C) is rolled by ``-shift`` before, and back after. Returns (B, height, width, C').
-    """
-    height, width = x.shape[1:3]
-    down, right = sides(shift)
-    if down or right:
-        x = x.roll((-down, -right), (1, 2))
-    x = merge(attend(partition(x, size)), size, height, width)
-    return x.roll((down, right), (1, 2)) if down or right else x
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How the windows of an attention lie on the image.
-
-    Attributes:
-        height, width: of the map in tokens as it is cut, padding included.
-        size: of a window in tokens.
-        shift: tokens by which the map is rolled up and left before it is cut.
-        stride: side of a token in pixels of the image.
-        top, left: row and column, in pixels of the image, where the map begins; negative where padding comes first.
-    """
-
-    height: int
-    width: int
-    size: Any
-    shift: Size = 0
-    stride: int = 1
-    top: int = 0
-    left: int = 0
-
-    def places(self) -> Tensor:
-        """Row and column of each token's first pixel, (nW, N, 2) int64; outside of the image for padding."""
-        rows = self.top + self.stride * torch.arange(self.height)
-        columns = self.left + self.stride * torch.arange(self.width)
-        found: list[Tensor] = []
-
-        def keep(windows: Tensor) -> Tensor:
-            found.append(windows)
-            return windows
-
-        # The same way as features take, so that nothing here has to know it.
-        in_windows(torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)[None], self.size, self.shift, keep)
-        return found[0]
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
@@ -142,22 +81,6 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return reflect_pad(x, -height % multiple, -width % multiple)
 
 
-def shift_regions(height: int, width: int, size: Size, shift: Size, device=None) -> Tensor:
-    """Regions (nW, N) int64 of a cyclically shifted map: tokens of a window that were neighbours before.
-
-    Rolling the map by ``-shift`` brings opposite borders together in the last row and column of windows; three
-    bands a side (as in Swin, arXiv 2103.14030, fig. 4) tell them apart.
-    """
-
-    def bands(length: int, window: int, moved: int) -> Tensor:
-        position = torch.arange(length, device=device)
-        return (position >= length - window).long() + (position >= length - moved).long()
-
-    rows, columns = map(bands, (height, width), sides(size), sides(shift))
-    regions = 3 * rows[:, None] + columns[None, :]
-    return partition(regions[None, :, :, None], size)[..., 0]
-
-
 class ShiftRegions:
     """The shift regions of all maps of one size, and what attentions make of them once for all layers.
 
@@ -170,12 +93,6 @@ class ShiftRegions:
 
     def __call__(self) -> Tensor:
         return shift_regions(*self._arguments)
-
-
-def half(size: Size) -> tuple[int, int]:
-    """The usual shift of windows."""
-    rows, columns = sides(size)
-    return rows // 2, columns // 2
 
 
 class ShiftedMaps(nn.Module):
@@ -251,11 +168,15 @@ def resize_bias_table(table: Tensor, size: Size, new_size: Size) -> Tensor:
 class WindowAttention(nn.Module):
     """The place of an attention in a model: holds the replaceable ``.attention`` and tells it its window.
 
-    Subclasses project q, k and v and own the position bias; they call :meth:`attend`.
+    Subclasses own the position bias. They write ``project`` and ``finish`` and call :meth:`over_map`; or, where windows
+    are cut out elsewhere, project q, k and v and call :meth:`attend`.
     """
 
     has_bias: ClassVar[bool] = True
     """False where the layer has no position bias at all."""
+
+    token_by_token: bool = True
+    """False where ``project`` sees more than one token at a time."""
 
     size: Any
     """``Size`` of the windows: an int in models of square windows, None where they follow the image."""
@@ -289,6 +210,45 @@ class WindowAttention(nn.Module):
         self.size = size
         self.caches.clear()
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Queries, keys and values (b, H, n, d) of tokens (b, n, C), and the factor that queries still lack."""
+        raise NotImplementedError
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What becomes of attended tokens (b, n, H * d), of each by itself: (b, n, C')."""
+        return x
+
+    def over_map(self, x: Tensor, shift: Size, regions: ShiftRegions | None, size: Size | None = None) -> Tensor:
+        """Attention within the windows of maps (B, height, width, C) that are rolled by ``-shift`` before they are cut.
+
+        An attention that reads maps is given all tokens where they lie; for others windows are cut out and put back.
+
+        Returns:
+            (B, height, width, C').
+        """
+        size, (height, width) = plain(size or self.size), x.shape[1:3]
+        if not self.token_by_token or not self.reads_maps(x, regions, size):
+            return in_windows(x, size, shift, partial(self._within, regions=regions, size=size))
+        q, k, v, scale = self.project(x.flatten(1, 2))
+        places = window_places(height, width, sides(size), sides(shift))
+        out = self.attend_maps(q, k, v, places, scale, regions, size)
+        return self.finish(merge_heads(out)).unflatten(1, (height, width))
+
+    def _within(self, x: Tensor, regions: ShiftRegions | None, size: Size) -> Tensor:
+        """(B * nW, N, C) -> (B * nW, N, C')."""
+        q, k, v, scale = self.project(x)
+        return self.finish(merge_heads(self.attend(q if scale == 1 else q * scale, k, v, regions, size)))
+
+    def reads_maps(self, x: Tensor, regions: ShiftRegions | None, size: Size) -> bool:
+        """Whether the attention finds the windows of a map like x by itself, so that ``attend_maps`` can be called."""
+        return self.attention.reads_maps(x, self._window(regions, size))
+
+    def attend_maps(
+        self, q: Tensor, k: Tensor, v: Tensor, places: Tensor, scale: float, regions: ShiftRegions | None, size: Size
+    ) -> Tensor:
+        """Attention on maps (B, H, L, d) by ``Attention.forward_map``."""
+        return self._checked(self.attention.forward_map(q, k, v, self._window(regions, size), places, scale), v)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, regions: ShiftRegions | None, size: Size | None = None) -> Tensor:
         """Attention on (B * nW, H, N, d).
 
@@ -296,23 +256,27 @@ class WindowAttention(nn.Module):
             regions: of the map that the windows are cut from; None where it is not shifted.
             size: of these windows, where the feature map makes them other than ``self.size``.
         """
-        size = plain(size or self.size)
+        return self._checked(self.attention(q, k, v, self._window(regions, plain(size or self.size))), v)
+
+    def _checked(self, out: Tensor, v: Tensor) -> Tensor:
+        if out.shape != v.shape:  # one of the same size would be taken for the right one
+            given, wanted = tuple(out.shape), tuple(v.shape)
+            raise ValueError(f"{type(self.attention).__name__} gives the shape {given}, not {wanted}")
+        return out
+
+    def _window(self, regions: ShiftRegions | None, size: Size) -> Window:
+        """What the attention is told of windows of this size."""
         versions = [None if w.is_inference() else w._version for w in self.bias_weights()]  # writing raises them
         if versions != self._seen:
             self.caches.clear()
             self._seen = versions
         cache = self.caches.of(self.attention, size)
         height, width = sides(size)
-        window = Window(height, width, cache=cache)
-        if self.has_position_bias:
-            shared = None if regions is None else regions.caches.of(self.attention)
-            bias = partial(self.position_bias, size) if self.has_bias else None
-            window = Window(height, width, bias, regions, cache, shared)
-        out = self.attention(q, k, v, window)
-        if out.shape != v.shape:  # one of the same size would be taken for the right one
-            given, wanted = tuple(out.shape), tuple(v.shape)
-            raise ValueError(f"{type(self.attention).__name__} gives the shape {given}, not {wanted}")
-        return out
+        if not self.has_position_bias:
+            return Window(height, width, cache=cache)
+        shared = None if regions is None else regions.caches.of(self.attention)
+        bias = partial(self.position_bias, size) if self.has_bias else None
+        return Window(height, width, bias, regions, cache, shared)
 
     def train(self, mode: bool = True) -> Self:
         self.caches.clear()  # an optimiser changes weights in place

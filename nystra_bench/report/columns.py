@@ -62,8 +62,8 @@ _KNOWN = [
     Column("dtype", "dtype", "Precision of the computation."),
     *(axis.column for axis in EXECUTION.values()),
     Column(MACHINE, "hardware", "The processor or GPU that the costs are of; quality is the same on all."),
-    Column("compile_ms", "compiling (ms)", "Time for tracing and compiling the model, before the first call; it is "
-           "part of the set-up.", 0),
+    Column("compile_ms", "compiling (ms)", "Time for tracing and compiling the model, or for recording its CUDA graph, "
+           "before the first call; it is part of the set-up.", 0),
     Column("kernel", "kernel", "Which kernel computed the attention, where there is a choice: one of PyTorch's, "
            "fused (ours) or eager (separate operations; in brackets why)."),
     Column("measure_parameters", "measured", "Parameters of the measurements that have any."),

@@ -9,7 +9,7 @@ column of the tables where some row is not at the default. Measurements name tho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from nystra_bench.errors import UserError, unknown
@@ -31,12 +31,14 @@ class ExecutionAxis:
         default: what holds where nothing is said, and in records that say nothing; None where the machine decides.
         words: what is accepted; empty where it is whole numbers.
         most: the largest number that is accepted.
+        devices: of values that are there on one kind of device alone, that kind.
     """
 
     column: Column
     default: str | int | None
     words: tuple[str, ...] = ()
     most: int = 0
+    devices: Mapping[str | int, str] = field(default_factory=dict)
 
     def check(self, value: object) -> None:
         """Raise ``UserError`` where a value is not accepted; the default always is."""
@@ -54,9 +56,10 @@ class ExecutionAxis:
 _AXES = (
     ExecutionAxis(
         Column("runtime", "runtime", "eager: operation by operation; compiled: the model with the attention in it as "
-               "one graph, by torch.compile."),
+               "one graph, by torch.compile; graphs: as a CUDA graph, whose launches are recorded once."),
         "eager",
-        words=("eager", "compiled"),
+        words=("eager", "compiled", "graphs"),
+        devices={"graphs": "cuda"},
     ),
     ExecutionAxis(Column("threads", "threads", "PyTorch's threads on the CPU.", 0), None, most=4096),
     ExecutionAxis(
@@ -115,3 +118,19 @@ def on_machine(given: Setting, machine: Mapping) -> Setting:
             f"threads={threads} is out of range: accepted are whole numbers from 1 on, up to {MOST_THREADS} ({cores})"
         )
     return tuple(pair for pair in given if pair != ("threads", machine.get("threads")))
+
+
+def refusal(given: Setting, machine: Mapping) -> str | None:
+    """Why models cannot be run so on a device, in words that name what is accepted; None where nothing speaks against.
+
+    Args:
+        machine: facts about the device: its ``kind``; without it nothing is known.
+    """
+    kind = machine.get("kind")
+    for name, value in given:
+        axis = EXECUTION[name]
+        needed = axis.devices.get(value, kind)
+        if kind and needed != kind:
+            others = ", ".join(word for word in axis.words if word not in axis.devices)
+            return f"{name}={value} is there on device={needed} alone, not on {kind}: accepted there are {others}"
+    return None

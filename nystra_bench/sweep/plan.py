@@ -15,6 +15,7 @@ from nystra_bench.measure.base import Circumstances
 from nystra_bench.sizes import Size, size_text
 from nystra_bench.sweep import execution
 from nystra_bench.sweep.cell import Cell
+from nystra_bench.sweep.execution import EXECUTION
 from nystra_bench.sweep.grid import AVAILABLE, Combination, Option, Overrides
 from nystra_bench.sweep.inspection import use
 
@@ -138,6 +139,7 @@ class Planner:
         content |= {"device": c.device.name, "dtype": c.dtype, "settings": self._settings(c, machine, known)}
         content |= {"execution": dict(c.execution)} if c.execution else {}
         refused = _untrained(c, model) or _own_windows(c, model, window)
+        refused = refused or execution.refusal(c.execution, machine)
         reason = refused or _refusal(self._sides(c, model), window, attention, machine, model, task)
         unfit = self._unfit(c, model, task) if model and not reason else None
         uses = dict(attention["uses"]) if attention else {}
@@ -306,6 +308,10 @@ def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned],
         for value in overrides.axes.get(axis, []):
             if isinstance(value, str) and value != AVAILABLE:
                 yield f"{axis}={value}", accepted, partial(_named, axis, value)
+    for axis, known in EXECUTION.items():
+        for value in overrides.axes.get(axis, []):
+            if value in known.devices:
+                yield f"{axis}={value}", "another device", partial(_runs, axis, value)
     for axis, parameters in overrides.parameters.items():
         for name, values in parameters.items():
             for value in values:
@@ -320,6 +326,10 @@ def _works_in(window: object, p: Planned) -> bool:
 def _named(axis: str, name: str, p: Planned) -> bool:
     option: Option | None = getattr(p.combination, axis)
     return option is not None and option.name == name
+
+
+def _runs(axis: str, value: object, p: Planned) -> bool:
+    return dict(p.combination.execution).get(axis) == value
 
 
 def _has(axis: str, parameter: str, value: object, p: Planned) -> bool:

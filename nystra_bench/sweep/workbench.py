@@ -19,8 +19,9 @@ from nystra_bench.attention.base import Attention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.configuration import instantiate
 from nystra_bench.errors import UserError
-from nystra_bench.instruments.compiled import CompiledModels
+from nystra_bench.instruments.compiled import CompiledModels, PreparedModels
 from nystra_bench.instruments.environment import environment, hardware
+from nystra_bench.instruments.graphs import GraphedModels
 from nystra_bench.instruments.memory_guard import MemoryGuard
 from nystra_bench.instruments.threads import thread_count
 from nystra_bench.measure.base import Measured, measurement
@@ -45,6 +46,9 @@ RECIPE = (
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 """What the axis ``memory_format`` calls them."""
+
+RUNTIMES: dict[str, type[PreparedModels]] = {"compiled": CompiledModels, "graphs": GraphedModels}
+"""What runs models where ``runtime`` is not ``eager``."""
 
 ABSENT: Any = None
 """A task, model or attention that no measurement of the session needs; one that does need it has it."""
@@ -115,7 +119,8 @@ class Workbench:
         self.dtype = getattr(torch, request["dtype"])
         self.execution: dict = request.get("execution") or {}  # what of it is not as usual
         self.memory_format = MEMORY_FORMATS[self.execution.get("memory_format", "contiguous")]
-        self.compiled = CompiledModels() if self.execution.get("runtime") == "compiled" else None
+        runtime = RUNTIMES.get(self.execution.get("runtime", "eager"))
+        self.compiled: PreparedModels | None = None if runtime is None else runtime()
         self.images: tuple[int, int] | None = tuple(request["images"]) if request.get("images") else None
         """Which images alone are to be measured and kept: the first of them, and the one behind the last; None: all."""
         self.settled: set[str] = set()
@@ -210,7 +215,7 @@ class Workbench:
         return restore_in_tiles(restore, x, **tiling, scale=model.scale) if tiling else restore(x)
 
     def compile(self, model: WindowedModel) -> float:
-        """Make a model ready for the first input, where it is to be compiled; gives the seconds that it took."""
+        """Make a model ready for the first input, where it is not run eagerly; gives the seconds that it took."""
         if self.compiled is None:
             return 0.0
         self.forward(model, self.first_input)

@@ -15,7 +15,7 @@ from nystra_bench.attention.base import Attention
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.sdpa import FusedAttention
 from nystra_bench.instruments.statistics import Estimate
-from nystra_bench.instruments.timer import Timing
+from nystra_bench.instruments.timer import Entry, Timing
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Timing(rounds=2, min_rounds=1, budget_s=1, warmup_s=0, min_sample_ms=0, again=False)
@@ -65,6 +65,17 @@ def test_the_machine_is_told_by_a_copy_and_a_product(common):
     copy, product = (common.machine()[name] for name in ("copy", "product"))
     assert copy.call().shape == (1 << 12,)
     assert product.call().shape == (16, 16)
+
+
+def test_how_long_it_may_take_is_said_first(common, capsys):
+    common.announce(4, Timing(min_rounds=5, budget_s=40.0), "all take a while")
+    assert capsys.readouterr().out == (
+        "4 settings, each timed for at most 40 s, or 5 rounds, where those take longer, after a warm-up; "
+        "all take a while\n\n"
+    )
+    entry = Entry(lambda: None, lambda: None, call_ms=500.0, repeats=2)
+    common.expect("a model", [entry, entry], Timing(rounds=10, again=False))
+    assert capsys.readouterr().err == "a model: about 20 s\n"
 
 
 def test_a_table_is_markdown(common):

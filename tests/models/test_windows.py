@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,16 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nystra_bench.attention.base import Attention
+from nystra_bench.models.cutting import add_to_windows, in_windows, merge, partition, shift_regions, window_places
 from nystra_bench.models.windows import (
     WindowAttention,
     bias_from_table,
-    merge,
     pad_to_multiple,
-    partition,
     reflect_pad,
     relative_position_index,
     resize_bias_table,
-    shift_regions,
 )
 
 SIDES = st.integers(1, 9)
@@ -51,6 +50,53 @@ def test_partition_takes_maps_that_are_not_contiguous():
     assert torch.equal(partition(x.permute(0, 2, 3, 1), 4), partition(x.permute(0, 2, 3, 1).contiguous(), 4))
     rolled = x.permute(0, 2, 3, 1).roll((-2, -2), (1, 2))
     assert torch.equal(partition(rolled, 4), partition(rolled.contiguous(), 4))
+
+
+def rolled(x, size, shift, attend):
+    """The usual way: roll, cut, put together, and roll back."""
+    windows = attend(partition(x.roll((-shift[0], -shift[1]), (1, 2)), size))
+    return merge(windows, size, *x.shape[1:3]).roll(shift, (1, 2))
+
+
+SIDES_AND_SHIFTS = st.tuples(st.integers(1, 3), st.integers(1, 8)).flatmap(
+    lambda given: st.tuples(st.just(given[0]), st.just(given[1]), st.integers(0, given[1] - 1))
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIDES_AND_SHIFTS, SIDES_AND_SHIFTS, st.integers(1, 3))
+def test_cutting_at_once_is_rolling_and_cutting(vertical, horizontal, batch):
+    (rows, high, down), (columns, wide, right) = vertical, horizontal
+    x = torch.rand(batch, rows * high, columns * wide, 3)
+    given, expected = [], []
+
+    def attend(keep, windows):
+        keep.append(windows)
+        return torch.cat([windows, 2 * windows.flip(1)], -1)
+
+    out = in_windows(x, (high, wide), (down, right), partial(attend, given))
+    assert torch.equal(out, rolled(x, (high, wide), (down, right), partial(attend, expected)))
+    assert torch.equal(given[0], expected[0])
+    places = window_places(rows * high, columns * wide, (high, wide), (down, right))
+    assert places.dtype == torch.int32 and places.shape == given[0].view(batch, -1, high * wide, 3).shape[1:3]
+    assert torch.equal(x.flatten(1, 2)[:, places.long()].flatten(0, 1), given[0])
+    tokens = torch.rand(high * wide, 3)
+    added = in_windows(add_to_windows(x, tokens, (high, wide), (down, right)), (high, wide), (down, right), lambda w: w)
+    assert torch.equal(added, rolled(x, (high, wide), (down, right), lambda windows: windows + tokens))
+
+
+def test_fewer_images_may_come_back_than_were_cut():
+    x = torch.rand(6, 4, 8, 3)
+    out = in_windows(x, 4, 2, lambda windows: windows.chunk(3)[1])
+    assert torch.equal(out, x[2:4])
+
+
+def test_gradients_pass_through_shifted_windows():
+    x = torch.rand(1, 8, 8, 2, requires_grad=True)
+    with torch.inference_mode():
+        in_windows(torch.rand(1, 8, 8, 2), 4, 2, lambda windows: windows)  # what it keeps serves both
+    (in_windows(x, 4, 2, lambda windows: windows**2)).sum().backward()
+    torch.testing.assert_close(x.grad, 2 * x.detach())
 
 
 # --------------------------------------------------------------------------- padding

@@ -66,7 +66,7 @@ def refused(bench, tmp_path):
         ("position_bias=interpolated", ["position_bias=interpolated", "did you mean interpolate?"]),
         ("device=tpu", ["device=tpu", "cpu, cuda"]),
         ("dtype=int8", ["dtype=int8", "float32"]),
-        ("runtime=fast", ["runtime=fast", "eager, compiled"]),
+        ("runtime=fast", ["runtime=fast", "eager, compiled, graphs"]),
         ("threads=0", ["threads=0", "from 1 on"]),
         ("threads=many", ["threads=many", "whole numbers"]),
         ("batch=0", ["batch=0", "from 1 on"]),

@@ -11,7 +11,7 @@ import torch
 from nystra_bench.errors import UserError
 from nystra_bench.instruments import compiled
 from nystra_bench.sweep.cell import Cell
-from nystra_bench.sweep.execution import EXECUTION, obeyed, on_machine, setting, settings
+from nystra_bench.sweep.execution import EXECUTION, obeyed, on_machine, refusal, setting, settings
 from nystra_bench.sweep.worker import Worker
 
 ONE_MODEL = ["position_bias=native", "attention.landmarks=4", "figures=[]"]
@@ -67,6 +67,30 @@ def test_the_machines_own_threads_are_the_default():
     assert on_machine((("threads", 9),), {"refusal": "no such device"}) == (("threads", 9),)
     with pytest.raises(UserError, match=r"^threads=5 .* up to the cores of the machine.*\(4\)$"):
         on_machine((("threads", 5),), machine)
+
+
+def test_what_a_device_lacks_is_refused_with_what_it_has():
+    assert refusal((("runtime", "graphs"),), {"kind": "cuda"}) is None
+    assert refusal((("runtime", "compiled"), ("batch", 2)), {"kind": "cpu"}) is None
+    assert refusal((("runtime", "graphs"),), {"refusal": "no such device"}) is None
+    assert refusal((("runtime", "graphs"),), {"kind": "cpu"}) == (
+        "runtime=graphs is there on device=cuda alone, not on cpu: accepted there are eager, compiled"
+    )
+
+
+@pytest.mark.usefixtures("looked_at_here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_graphs_are_skipped_on_a_cpu_where_a_block_has_them_and_an_error_where_the_user_gives_them(bench, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    tiny = (bench.plugins / "sweep" / "tiny.yaml").read_text()
+    both = tiny.replace("attention: [exact]", "attention: [exact]\n    runtime: [eager, graphs]")
+    (tmp_path / "sweep" / "both.yaml").write_text(both)
+    words = ["mode=plan", "measure=latency", f"hydra.searchpath=['file://{tmp_path}']"]
+    lines = [line for line in bench(*words, sweep="+sweep=both").out.splitlines() if "runtime=graphs" in line]
+    assert lines and all("skipped" in line and "device=cuda alone" in line for line in lines)
+    ended = bench("mode=plan", "runtime=graphs", "attention=exact", "position_bias=native")
+    assert ended.code == 1
+    assert ended.sentence.startswith("runtime=graphs does not fit: runtime=graphs is there on device=cuda alone")
 
 
 @pytest.mark.parametrize("name", EXECUTION)

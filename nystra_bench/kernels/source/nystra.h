@@ -4,20 +4,17 @@
 // landmarks and their kernel matrix, `attend` the rest, as L (Z (U V)) block by block.
 #pragma once
 
-#include "tiles.h"
+#include "tokens.h"
 
 namespace nystra {
 
-struct NystraInputs {
-  Batch<const float> q, k, v;
-  Batch<float> out;
-  int64_t height, width, dim, dim_v;
+struct NystraInputs : Inputs {
+  int64_t height, width; // of a window
   int64_t rows, columns; // the landmarks' grid
   int64_t iterations;
   float guard;
   float* pooled; // landmarks and kernel matrix of each window and head, (windows * heads, Nystra::kept)
 
-  int64_t tokens() const { return height * width; }
   int64_t marks() const { return rows * columns; }
 };
 
@@ -31,16 +28,17 @@ class Nystra {
         dim_(key_chunks_.width),
         value_row_(value_chunks_.padded()),
         squares_{in.marks(), (in.marks() + W - 1) / W * W},
-        arena_(memory) {
-    const int64_t m = in.marks(), n = in.tokens();
+        arena_(memory),
+        places_(in, arena_) {
+    const int64_t m = in.marks();
     panel_ = arena_.take(dim_ * BLOCK);
     block_ = arena_.take(m * BLOCK);
     across_ = arena_.take(dim_ * squares_.width);
     for (float** row : {&sums_, &mixed_sums_}) *row = arena_.take(squares_.width);
     for (float** values : {&right_, &values_}) *values = arena_.take(m * value_row_);
     matrices_ = arena_.take(5 * squares_.floats());
-    narrow_keys_ = arena_.take(in.dim < W ? n * W : 0);
-    for (float** rows : {&narrow_v_, &narrow_out_}) *rows = arena_.take(in.dim_v < W ? n * W : 0);
+    packed_keys_ = arena_.take(in.packed(in.dim));
+    for (float** rows : {&packed_v_, &packed_out_}) *rows = arena_.take(in.packed(in.dim_v));
   }
 
   static int64_t floats(const NystraInputs& in) { return Nystra(in, nullptr).arena_.used(); }
@@ -55,8 +53,9 @@ class Nystra {
   std::pair<float, float> pool(int64_t window, int64_t head, int64_t place) {
     const int64_t m = in_.marks(), width = squares_.width;
     float *queries = kept_at(place), *keys = queries + m * dim_, *matrix = keys + m * dim_;
-    pool_rows(widened(in_.q.at(window, head), in_.dim, in_.tokens(), narrow_keys_), queries);
-    pool_rows(widened(in_.k.at(window, head), in_.dim, in_.tokens(), narrow_keys_), keys);
+    places_.turn_to(window);
+    pool_rows(keys_of(in_.q, head), in_.scale, queries);
+    pool_rows(keys_of(in_.k, head), 1.f, keys);
     std::fill_n(across_, dim_ * width, 0.f);
     for (int64_t j = 0; j < m; ++j)
       for (int64_t c = 0; c < dim_; ++c) across_[c * width + j] = keys[j * dim_ + c];
@@ -72,13 +71,13 @@ class Nystra {
 
   void attend(int64_t window, int64_t head, int64_t place, float norm_product) {
     const float *queries = kept_at(place), *keys = queries + in_.marks() * dim_, *matrix = keys + in_.marks() * dim_;
-    v_ = widened(in_.v.at(window, head), in_.dim_v, in_.tokens(), narrow_v_);
-    attend_from_landmarks(widened(in_.k.at(window, head), in_.dim, in_.tokens(), narrow_keys_), queries);
+    places_.turn_to(window);
+    v_ = places_.read(in_.v, head, in_.dim_v, packed_v_);
+    attend_from_landmarks(keys_of(in_.k, head), queries);
     mix_landmarks(squares_.pseudo_inverse(matrix, norm_product, in_.iterations, matrices_));
-    const Tokens<float> to = in_.out.at(window, head);
-    out_ = in_.dim_v < W ? Tokens<float>{narrow_out_, W} : to;
-    attend_to_landmarks(widened(in_.q.at(window, head), in_.dim, in_.tokens(), narrow_keys_), keys);
-    for (int64_t t = 0; t < in_.tokens() && in_.dim_v < W; ++t) std::copy_n(out_.row(t), in_.dim_v, to.row(t));
+    out_ = places_.room(in_.out, head, in_.dim_v, packed_out_);
+    attend_to_landmarks(keys_of(in_.q, head), keys);
+    places_.write_back(out_, in_.out, head, in_.dim_v);
   }
 
  private:
@@ -86,14 +85,19 @@ class Nystra {
     return in_.pooled + place * (2 * in_.marks() * dim_ + squares_.floats());
   }
 
-  /// Means over the cells of the landmarks' grid, which overlap where it does not divide the window.
-  void pool_rows(Tokens<const float> tokens, float* landmarks) const {
+  /// Keys or queries of a head.
+  Tokens<const float> keys_of(const Batch& from, int64_t head) const {
+    return places_.read(from, head, in_.dim, packed_keys_);
+  }
+
+  /// Means over the cells of the landmarks' grid, which overlap where it does not divide the window, times `factor`.
+  void pool_rows(const Tokens<const float>& tokens, float factor, float* landmarks) const {
     for (int64_t cell = 0; cell < in_.marks(); ++cell) {
       const int64_t i = cell / in_.columns, j = cell % in_.columns;
       const int64_t top = i * in_.height / in_.rows, bottom = ((i + 1) * in_.height + in_.rows - 1) / in_.rows;
       const int64_t left = j * in_.width / in_.columns;
       const int64_t right = ((j + 1) * in_.width + in_.columns - 1) / in_.columns;
-      const float share = 1.f / static_cast<float>((bottom - top) * (right - left));
+      const float share = factor / static_cast<float>((bottom - top) * (right - left));
       for (int64_t chunk = 0; chunk < key_chunks_.count(); ++chunk) {
         const int64_t start = key_chunks_.start(chunk);
         Vec sum(0.f);
@@ -115,12 +119,11 @@ class Nystra {
     });
   }
 
-  /// The kernel between landmarks and a block of tokens, into `block_`.
-  void kernel_of_block(Tokens<const float> tokens, const float* landmarks, int64_t first, int64_t width) {
-    const int64_t count = std::min(BLOCK, in_.tokens() - first);
-    transpose(tokens.row(first), tokens.stride, count, key_chunks_, panel_, BLOCK);
-    for (int64_t c = 0; c < dim_ && count < width; ++c)
-      std::fill(panel_ + c * BLOCK + count, panel_ + c * BLOCK + width, 0.f);
+  /// The kernel between landmarks and a block of tokens, times `factor`, into `block_`.
+  void kernel_of_block(
+      const Tokens<const float>& tokens, float factor, const float* landmarks, int64_t first, int64_t width) {
+    const int64_t count = std::min(BLOCK, in_.tokens - first);
+    turn_into_columns(tokens, places_, first, count, width, key_chunks_, factor, panel_);
     for_tiles(in_.marks(), width / W, [&]<int R, int C>(int64_t i, int64_t j) {
       Tile<R, C> tile;
       tile.clear();
@@ -130,12 +133,12 @@ class Nystra {
   }
 
   /// U V, and the sums of U's rows.
-  void attend_from_landmarks(Tokens<const float> keys, const float* queries) {
+  void attend_from_landmarks(const Tokens<const float>& keys, const float* queries) {
     std::fill_n(right_, in_.marks() * value_row_, 0.f);
     std::fill_n(sums_, in_.marks(), 0.f);
-    for (int64_t first = 0; first < in_.tokens(); first += BLOCK) {
-      const int64_t count = std::min(BLOCK, in_.tokens() - first), width = block_width(first, in_.tokens());
-      kernel_of_block(keys, queries, first, width);
+    for (int64_t first = 0; first < in_.tokens; first += BLOCK) {
+      const int64_t count = std::min(BLOCK, in_.tokens - first), width = block_width(first, in_.tokens);
+      kernel_of_block(keys, 1.f, queries, first, width);
       for (int64_t i = 0; i < in_.marks(); ++i) {
         float* row = block_ + i * BLOCK;
         std::fill(row + count, row + width, 0.f);
@@ -147,8 +150,10 @@ class Nystra {
         Tile<R, C> tile;
         float* to = right_ + i * value_row_ + chunk * W;
         tile.load(to, value_row_);
-        const auto values = of_row<C>(v_.row(first), value_chunks_, chunk);
-        tile.add_product(block_ + i * BLOCK, BLOCK, 1, values, v_.stride, count);
+        places_.for_runs(first, count, [&](int64_t t, int64_t n) {
+          const auto values = of_row<C>(v_.row(t), value_chunks_, chunk);
+          tile.add_product(block_ + i * BLOCK + t - first, BLOCK, 1, values, v_.stride, n);
+        });
         tile.store(to, value_row_);
       });
     }
@@ -169,10 +174,10 @@ class Nystra {
     }
   }
 
-  void attend_to_landmarks(Tokens<const float> queries, const float* keys) {
-    for (int64_t first = 0; first < in_.tokens(); first += BLOCK) {
-      const int64_t count = std::min(BLOCK, in_.tokens() - first), width = block_width(first, in_.tokens());
-      kernel_of_block(queries, keys, first, width);
+  void attend_to_landmarks(const Tokens<const float>& queries, const float* keys) {
+    for (int64_t first = 0; first < in_.tokens; first += BLOCK) {
+      const int64_t count = std::min(BLOCK, in_.tokens - first), width = block_width(first, in_.tokens);
+      kernel_of_block(queries, in_.scale, keys, first, width);
       alignas(64) float factor[BLOCK];
       for (int64_t t = 0; t < width; t += W) {
         Vec sum(1e-12f);
@@ -197,11 +202,12 @@ class Nystra {
   const int64_t dim_, value_row_; // filled up to vectors
   const Squares squares_;
   Arena arena_;
+  Places places_;
 
   Tokens<const float> v_{};
   Tokens<float> out_{};
   float *panel_, *block_, *across_, *sums_, *mixed_sums_, *right_, *values_, *matrices_;
-  float *narrow_keys_, *narrow_v_, *narrow_out_;
+  float *packed_keys_, *packed_v_, *packed_out_;
 };
 
 } // namespace nystra

@@ -1,4 +1,4 @@
-// The kernels as operators of PyTorch: torch.ops.nystra_bench.nystra_plus and .nystra, for the CPU, float32, inference.
+// The kernels as operators of PyTorch: torch.ops.nystra_bench.nystra_plus and .nystra, for the CPU, without gradients.
 
 #include "nystra.h"
 #include "nystra_plus.h"
@@ -11,44 +11,64 @@
 #include <initializer_list>
 #include <optional>
 #include <tuple>
-#include <type_traits>
 
 namespace nystra {
 namespace {
 
 using at::Tensor;
 
-/// (windows, heads, tokens, width), of any strides but that of the width.
-template <class Float>
-Batch<Float> batch(const Tensor& tensor) {
-  TORCH_CHECK(tensor.dim() == 4, "queries, keys and values are (windows, heads, tokens, width)");
+/// (images, heads, tokens, width), of any strides but that of the width.
+Batch batch(const Tensor& tensor) {
+  TORCH_CHECK(tensor.dim() == 4, "queries, keys and values are (images, heads, tokens, width)");
   TORCH_CHECK(tensor.stride(3) == 1 || tensor.size(3) == 1, "rows of tokens lie together");
-  Float* data = nullptr;
-  if constexpr (std::is_const_v<Float>)
-    data = tensor.const_data_ptr<float>();
-  else
-    data = tensor.mutable_data_ptr<float>();
-  return {data, tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
-/// In memory (windows, tokens, heads, width), as the projection that follows wants it.
+/// In memory (images, tokens, heads, width), as the projection that follows wants it.
 Tensor output_like(const Tensor& v) {
   return at::empty({v.size(0), v.size(2), v.size(1), v.size(3)}, v.options()).transpose(1, 2);
 }
 
 Tensor floats(const Tensor& like, int64_t count) {
-  return at::empty({std::max<int64_t>(count, 1)}, like.options());
+  return at::empty({std::max<int64_t>(count, 1)}, like.options().dtype(at::kFloat));
+}
+
+/// What all methods take, of images that are the windows themselves.
+void take(Inputs& in, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, double scale) {
+  const auto number = q.scalar_type();
+  TORCH_CHECK(number == at::kFloat || number == at::kBFloat16, "float32 or bfloat16 is expected");
+  for (const Tensor* tensor : {&q, &k, &v}) {
+    TORCH_CHECK(tensor->scalar_type() == number && tensor->device().is_cpu(), "numbers of one kind on the CPU");
+    TORCH_CHECK(tensor->size(1) == q.size(1) && tensor->size(2) == q.size(2), "numbers of heads and tokens differ");
+    TORCH_CHECK(tensor->size(0) == q.size(0), "numbers of images differ");
+  }
+  TORCH_CHECK(k.size(3) == q.size(3), "queries and keys differ in width");
+  in.q = batch(q), in.k = batch(k), in.v = batch(v), in.out = batch(out);
+  in.half = number == at::kBFloat16;
+  in.heads = q.size(1), in.dim = q.size(3), in.dim_v = v.size(3);
+  in.tokens = q.size(2), in.per_image = 1, in.windows = q.size(0);
+  in.scale = static_cast<float>(scale);
+}
+
+/// Windows that lie on maps: `places` (nW, N) holds the row of each token, and each row of a map once.
+void find(Inputs& in, const std::optional<Tensor>& places) {
+  if (!places) return;
+  TORCH_CHECK(places->scalar_type() == at::kInt && places->dim() == 2 && places->is_contiguous(), "places do not fit");
+  TORCH_CHECK(places->numel() == in.tokens, "places do not fit the map");
+  in.places = places->const_data_ptr<int32_t>();
+  in.per_image = places->size(0), in.tokens = places->size(1);
+  in.windows *= in.per_image;
 }
 
 /// Calls work(worker, window, head, place) for all windows, and within them all heads, on all threads.
-template <class Worker, class Inputs, class Work>
-void for_heads(const Inputs& in, const Tensor& q, const Work& work) {
-  const int64_t heads = q.size(1), size = Worker::floats(in);
+template <class Worker, class In, class Work>
+void for_heads(const In& in, const Tensor& q, const Work& work) {
+  const int64_t size = Worker::floats(in);
   const Tensor memory = floats(q, size * std::max(1, at::get_num_threads()));
   float* const data = memory.mutable_data_ptr<float>();
-  at::parallel_for(0, q.size(0) * heads, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, in.windows * in.heads, 1, [&](int64_t begin, int64_t end) {
     Worker worker(in, data + at::get_thread_num() * size);
-    for (int64_t place = begin; place < end; ++place) work(worker, place / heads, place % heads, place);
+    for (int64_t place = begin; place < end; ++place) work(worker, place / in.heads, place % in.heads, place);
   });
 }
 
@@ -69,9 +89,15 @@ Tensor nystra_plus(
     const std::optional<Tensor>& regions,
     const std::optional<Tensor>& masked,
     int64_t iterations,
-    bool exact_diagonal) {
-  check_float32({&q, &k, &v, &queries, &keys, &features, &diagonal});
-  const int64_t heads = q.size(1), tokens = q.size(2), rank = queries.size(2), blocks = in_blocks(tokens) / BLOCK;
+    bool exact_diagonal,
+    const std::optional<Tensor>& places,
+    double scale) {
+  check_float32({&queries, &keys, &features, &diagonal});
+  const Tensor out = output_like(v);
+  PlusInputs in{};
+  take(in, q, k, v, out, scale);
+  find(in, places);
+  const int64_t heads = in.heads, tokens = in.tokens, rank = queries.size(2), blocks = in_blocks(tokens) / BLOCK;
   TORCH_CHECK(queries.sizes() == at::IntArrayRef({heads, blocks, rank, BLOCK}), "queries' features do not fit");
   TORCH_CHECK(keys.sizes() == queries.sizes(), "keys' features do not fit");
   TORCH_CHECK(features.dim() == 3 && features.size(0) == heads && features.size(1) == tokens, "features do not fit");
@@ -80,7 +106,6 @@ Tensor nystra_plus(
   TORCH_CHECK(queries.is_contiguous() && keys.is_contiguous() && features.is_contiguous() && diagonal.is_contiguous());
   TORCH_CHECK(centres.scalar_type() == at::kLong && centres.dim() == 1 && centres.is_contiguous());
   TORCH_CHECK(regions.has_value() == masked.has_value(), "regions and masked windows belong together");
-  PlusInputs in{};
   if (regions) {
     TORCH_CHECK(regions->dim() == 2 && regions->size(1) == blocks * BLOCK && regions->is_contiguous());
     TORCH_CHECK(masked->scalar_type() == at::kBool && masked->numel() == regions->size(0) && masked->is_contiguous());
@@ -89,14 +114,6 @@ Tensor nystra_plus(
     in.masked = masked->const_data_ptr<bool>();
     in.masks = regions->size(0);
   }
-  const Tensor out = output_like(v);
-  in.q = batch<const float>(q);
-  in.k = batch<const float>(k);
-  in.v = batch<const float>(v);
-  in.out = batch<float>(out);
-  in.tokens = tokens;
-  in.dim = q.size(3);
-  in.dim_v = v.size(3);
   in.marks = centres.size(0);
   in.rank = rank;
   in.queries = queries.const_data_ptr<float>();
@@ -123,33 +140,30 @@ Tensor nystra(
     int64_t columns,
     int64_t iterations,
     double guard,
-    bool norms_of_all) {
-  check_float32({&q, &k, &v});
-  TORCH_CHECK(height * width == q.size(2), "the window does not fit the tokens");
+    bool norms_of_all,
+    const std::optional<Tensor>& places,
+    double scale) {
   const Tensor out = output_like(v);
   NystraInputs in{};
-  in.q = batch<const float>(q);
-  in.k = batch<const float>(k);
-  in.v = batch<const float>(v);
-  in.out = batch<float>(out);
+  take(in, q, k, v, out, scale);
+  find(in, places);
+  TORCH_CHECK(height * width == in.tokens, "the window does not fit the tokens");
   in.height = height;
   in.width = width;
-  in.dim = q.size(3);
-  in.dim_v = v.size(3);
   in.rows = rows;
   in.columns = columns;
   in.iterations = iterations;
   in.guard = static_cast<float>(guard);
-  const int64_t places = q.size(0) * q.size(1);
-  const Tensor pooled = floats(q, places * Nystra::kept(in)), norms = floats(q, 2 * places);
+  const int64_t sequences = in.windows * in.heads;
+  const Tensor pooled = floats(q, sequences * Nystra::kept(in)), norms = floats(q, 2 * sequences);
   in.pooled = pooled.mutable_data_ptr<float>();
-  float *of_columns = norms.mutable_data_ptr<float>(), *of_rows = of_columns + places;
+  float *of_columns = norms.mutable_data_ptr<float>(), *of_rows = of_columns + sequences;
   for_heads<Nystra>(in, q, [&](Nystra& worker, int64_t window, int64_t head, int64_t place) {
     std::tie(of_columns[place], of_rows[place]) = worker.pool(window, head, place);
   });
-  if (norms_of_all && places > 0) {
-    std::fill_n(of_columns, places, *std::max_element(of_columns, of_columns + places));
-    std::fill_n(of_rows, places, *std::max_element(of_rows, of_rows + places));
+  if (norms_of_all && sequences > 0) {
+    std::fill_n(of_columns, sequences, *std::max_element(of_columns, of_columns + sequences));
+    std::fill_n(of_rows, sequences, *std::max_element(of_rows, of_rows + sequences));
   }
   for_heads<Nystra>(in, q, [&](Nystra& worker, int64_t window, int64_t head, int64_t place) {
     worker.attend(window, head, place, of_columns[place] * of_rows[place]);
@@ -162,10 +176,11 @@ Tensor nystra(
 TORCH_LIBRARY(nystra_bench, library) {
   library.def(
       "nystra_plus(Tensor q, Tensor k, Tensor v, Tensor queries, Tensor keys, Tensor features, Tensor diagonal, "
-      "Tensor centres, Tensor? regions, Tensor? masked, int iterations, bool exact_diagonal) -> Tensor");
+      "Tensor centres, Tensor? regions, Tensor? masked, int iterations, bool exact_diagonal, Tensor? places, "
+      "float scale) -> Tensor");
   library.def(
       "nystra(Tensor q, Tensor k, Tensor v, int height, int width, int rows, int columns, int iterations, "
-      "float guard, bool norms_of_all) -> Tensor");
+      "float guard, bool norms_of_all, Tensor? places, float scale) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(nystra_bench, CPU, library) {

@@ -162,21 +162,6 @@ inline void scale(float* row, int64_t width, float factor) {
   for (int64_t j = 0; j < width; j += W) (Vec::loadu(row + j) * Vec(factor)).store(row + j);
 }
 
-/// Rows of tokens as the columns of a panel: panel[c * stride + t] is column c of row t.
-inline void transpose(
-    const float* rows, int64_t row, int64_t count, Chunks chunks, float* panel, int64_t stride) {
-  int64_t t = 0;
-  for (; t + W <= count; t += W) {
-    for (int64_t chunk = 0; chunk < chunks.count(); ++chunk) {
-      const int64_t c = chunks.start(chunk);
-      at::vec::transpose_mxn<float, static_cast<int>(W), static_cast<int>(W)>(
-          rows + t * row + c, row, panel + c * stride + t, stride);
-    }
-  }
-  for (; t < count; ++t)
-    for (int64_t c = 0; c < chunks.width; ++c) panel[c * stride + t] = rows[t * row + c];
-}
-
 /// Square matrices of `size` rows, each filled up with zeros to `width`, a multiple of W.
 struct Squares {
   int64_t size, width;
@@ -250,32 +235,6 @@ class Arena {
   float* memory_;
   int64_t used_ = 0;
 };
-
-/// The tokens of one window and head: a row of floats each.
-template <class Float>
-struct Tokens {
-  Float* data;
-  int64_t stride;
-  Float* row(int64_t token) const { return data + token * stride; }
-};
-
-/// The tokens of all windows and heads, (windows, heads, tokens, width) with any strides but that of the width, 1.
-template <class Float>
-struct Batch {
-  Float* data;
-  int64_t window, head, token;
-  Tokens<Float> at(int64_t w, int64_t h) const { return {data + w * window + h * head, token}; }
-};
-
-/// Rows that are narrower than a vector, filled up to one with zeros in `memory`; wider ones as they are.
-inline Tokens<const float> widened(Tokens<const float> from, int64_t width, int64_t count, float* memory) {
-  if (width >= W) return from;
-  for (int64_t t = 0; t < count; ++t) {
-    std::copy_n(from.row(t), width, memory + t * W);
-    std::fill_n(memory + t * W + width, W - width, 0.f);
-  }
-  return {memory, W};
-}
 
 /// Tokens that are worked on at once: what there is of them stays in the first cache. Panels are cut into blocks, since
 /// rows of a panel that are a power of two apart would all want the same few places of it.

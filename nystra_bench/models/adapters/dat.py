@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nystra_bench.models.sites import Adapter, Site
-from nystra_bench.models.windows import bias_from_table, merge, merge_heads, partition, split_heads
+from nystra_bench.models.windows import bias_from_table, split_heads
 from nystra_bench.sizes import Size, plain
 
 
@@ -24,11 +24,13 @@ class RectangleSite(Site):
     def position_bias(self, size: Size) -> Tensor:
         return bias_from_table(self.pos(self.rpe_biases), size)
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        q, k, v = split_heads(x, 1, self.num_heads)[0].chunk(3)
+        return q, k, v, self.scale
+
     def forward(self, qkv: Tensor, H: int, W: int, mask: Tensor | None = None) -> Tensor:  # noqa: N803 as it is called
-        windows = (partition(x.unflatten(1, (H, W)), self.size) for x in qkv)
-        q, k, v = (split_heads(x, 1, self.num_heads)[0] for x in windows)
-        out = self.attend(q * self.scale, k, v, self.regions(H, W, mask is not None, q.device))
-        return merge(merge_heads(out), self.size, H, W)
+        regions = self.regions(H, W, mask is not None, qkv.device)
+        return self.over_map(qkv.flatten(0, 1).unflatten(1, (H, W)), 0, regions)  # what is shifted is rolled already
 
 
 class WithoutMasks:

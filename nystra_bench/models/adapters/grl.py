@@ -11,7 +11,7 @@ from torch import Tensor
 from nystra_bench.errors import UserError
 from nystra_bench.models.adapters.swin2sr import SHARPEST
 from nystra_bench.models.sites import Adapter, Site
-from nystra_bench.models.windows import bias_from_table, half, in_windows, merge_heads, split_heads
+from nystra_bench.models.windows import bias_from_table, half, split_heads
 from nystra_bench.sizes import Size, plain
 
 
@@ -30,18 +30,16 @@ class WindowSite(ABC, Site):  # ABC as in the module's own class, which Python w
         table = self.attn_transform.cpb_mlp(self.told).view(-1, self.num_heads)
         return bias_from_table(16 * table.sigmoid(), size)
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        q, k, v = split_heads(x, 3, self.num_heads)
+        sharpness = self.attn_transform.logit_scale.clamp(max=SHARPEST).exp()
+        return F.normalize(q, dim=-1) * sharpness, F.normalize(k, dim=-1), v, 1.0
+
     def forward(self, qkv: Tensor, x_size: tuple[int, int], table: Tensor, index: Tensor, mask: Tensor | None):
         self.told = table  # of the offsets in a window: the same at every call
         shifted = self.shift_size > 0
-        regions = self.regions(*x_size, shifted, qkv.device)
-        sharpness = self.attn_transform.logit_scale.clamp(max=SHARPEST).exp()
-
-        def attend(windows: Tensor) -> Tensor:
-            q, k, v = split_heads(windows, 3, self.num_heads)
-            return merge_heads(self.attend(F.normalize(q, dim=-1) * sharpness, F.normalize(k, dim=-1), v, regions))
-
         shift = half(self.size) if shifted else 0
-        return in_windows(qkv.unflatten(1, x_size), self.size, shift, attend).flatten(1, 2)
+        return self.over_map(qkv.unflatten(1, x_size), shift, self.regions(*x_size, shifted, qkv.device)).flatten(1, 2)
 
 
 class GRL(Adapter):

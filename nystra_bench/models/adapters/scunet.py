@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from nystra_bench.models.sites import Adapter, Site
-from nystra_bench.models.windows import bias_from_table, half, in_windows, merge_heads, split_heads
+from nystra_bench.models.windows import bias_from_table, half, split_heads
 from nystra_bench.sizes import Size
 
 
@@ -25,15 +25,17 @@ class MapSite(Site):
     def position_bias(self, size: Size) -> Tensor:
         return bias_from_table(self.relative_position_params.flatten(1).t(), size)
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        q, k, v = split_heads(self.embedding_layer(x), 3, self.n_heads)
+        return q, k, v, self.scale
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
     def forward(self, x: Tensor) -> Tensor:
         shifted = vars(self)["type"] != "W"  # nn.Module has a method of that name
         regions = self.regions(x.shape[1], x.shape[2], shifted, x.device)
-
-        def attend(windows: Tensor) -> Tensor:
-            q, k, v = split_heads(self.embedding_layer(windows), 3, self.n_heads)
-            return self.linear(merge_heads(self.attend(q * self.scale, k, v, regions)))
-
-        return in_windows(x, self.size, half(self.size) if shifted else 0, attend)
+        return self.over_map(x, half(self.size) if shifted else 0, regions)
 
 
 class SCUNet(Adapter):
