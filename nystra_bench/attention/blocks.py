@@ -66,11 +66,8 @@ class InBlocks:
     def of(cls, queries: Tensor, keys: Tensor, v: Tensor, member: Tensor, order: Tensor, sizes: Sizes) -> InBlocks:
         """Of queries and keys (n, N, D), values (n, N, d_v), clusters (n, N), and all their numbers (n N,) in order."""
         rows = torch.cat([keys, v], -1)
-        rows, queries = (x.flatten(0, 1).index_select(0, order).view_as(x) for x in (rows, queries))
-        if missing := sizes.blocks * sizes.block - sizes.tokens:
-            queries = torch.cat([queries, queries[:, -1:].expand(-1, missing, -1)], 1)
-        queries = queries.view(len(rows), sizes.blocks, sizes.block, -1)
-        return cls(queries, rows, member.flatten().index_select(0, order).view_as(member))
+        queries, rows, member = (x.flatten(0, 1).index_select(0, order).view_as(x) for x in (queries, rows, member))
+        return cls(in_blocks(queries, sizes), rows, member)
 
     def probes(self) -> Tensor:
         """Means (n, T, b / 8, D) of neighbouring queries."""
@@ -88,7 +85,7 @@ class InBlocks:
             overlaps = clusters.overlaps(begin, end)
             chosen = clusters.select(weights, sizes.keys, overlaps, begin)
         there, places = places < tokens, places.clamp(max=tokens - 1)
-        rests, log_rests = self._rests(places, there, clusters, chosen.taken)
+        rests, log_rests = self._rests(there, clusters, chosen.taken, sizes)
         table = torch.cat([self.rows, clusters.means, rests.flatten(1, 2)], 1)
         means = torch.arange(sizes.landmarks + 2 * blocks, device=device) + tokens
         means, places_of_rests = means.split([sizes.landmarks, 2 * blocks])
@@ -107,22 +104,22 @@ class InBlocks:
         offsets = torch.arange(n, device=device)[:, None, None] * table.shape[1]
         return Attended(table.flatten(0, 1), torch.cat(numbers, -1) + offsets, torch.cat(log_sizes, -1))
 
-    def _rests(self, places: Tensor, there: Tensor, clusters: Clusters, taken: Tensor) -> tuple[Tensor, Tensor]:
+    def _rests(self, there: Tensor, clusters: Clusters, taken: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
         """Means (n, T, 2, D + d_v) of what the first and the last cluster of a block have outside it.
 
         And the logarithms of their numbers (n, T, 2), minus infinity for nothing, and for what is attended one by one.
 
         Args:
-            places: (T, b), of each block's tokens, that of the last token where they are not ``there``.
+            there: (T, b), False for what fills the last block up.
             taken: (n, T, m), the clusters that are attended one by one.
         """
-        member = self.member[:, places]
+        member = in_blocks(self.member, sizes)
         ends = member[..., [0, -1]]
         here = (member[:, :, None] == ends[..., None]) & there[:, None]
-        own = here.to(self.rows) @ self.rows[:, places]
-        sizes = clusters.sizes.gather(1, ends.flatten(1)).view_as(ends)
-        left = sizes - here.sum(-1)
-        sums = at(clusters.means, ends.flatten(1)).view_as(own) * sizes[..., None] - own
+        own = here.to(self.rows) @ in_blocks(self.rows, sizes)
+        members = clusters.sizes.gather(1, ends.flatten(1)).view_as(ends)
+        left = members - here.sum(-1)
+        sums = at(clusters.means, ends.flatten(1)).view_as(own) * members[..., None] - own
         gone = taken.gather(-1, ends)
         gone[..., 1] |= ends[..., 0] == ends[..., 1]
         return sums / left.clamp(min=1)[..., None], left.to(sums.dtype).log().masked_fill(gone, -math.inf)
@@ -169,6 +166,13 @@ def fused(queries: Tensor, rows: Tensor, log_sizes: Tensor | None, d_v: int) -> 
     mask = None if log_sizes is None else log_sizes[None]
     out = F.scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask, scale=1.0)
     return out[0, ..., -d_v:]
+
+
+def in_blocks(tokens: Tensor, sizes: Sizes) -> Tensor:
+    """Tokens (n, N, ...) as (n, T, b, ...); the last one fills up."""
+    if missing := sizes.blocks * sizes.block - sizes.tokens:
+        tokens = torch.cat([tokens, tokens[:, -1:].repeat_interleave(missing, 1)], 1)
+    return tokens.unflatten(1, (sizes.blocks, sizes.block))
 
 
 def nothing_but(there: Tensor, like: Tensor) -> Tensor:
