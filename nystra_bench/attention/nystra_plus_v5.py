@@ -39,7 +39,7 @@ APART = 100.0
 SAMPLE = 4
 """Every so many-th token takes part in Lloyd's steps."""
 
-EXACT_UP_TO = 512
+EXACT_UP_TO = 768
 """Tokens of the largest windows that fused exact attention is faster for, and clusters are not."""
 
 SLAB = 4_000_000
@@ -77,7 +77,7 @@ class NystraPlusV5Attention(CalibratedAttention):
         bias_rank: r, the number of features that stand for the position bias; 0 leaves it out.
         clustering: steps of Lloyd's k-means on every fourth token, before all join their nearest cluster.
         residual: whether mean queries are looked at.
-        exact_up_to: tokens of the largest windows that are attended exactly; None for 512 where neither landmarks nor
+        exact_up_to: tokens of the largest windows that are attended exactly; None for 768 where neither landmarks nor
             exact_keys are given, and for none where they are.
         target_deviation: PSNR in dB that the output is to keep with that of exact attention. Landmarks, keys and rank
             are then chosen for each layer on a few images (``calibration.choose``), the other parameters as they are.
