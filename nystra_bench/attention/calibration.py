@@ -54,6 +54,10 @@ class CalibratedAttention(Attention):
             raise ValueError(f"target_deviation={self.target_deviation} needs the method to be calibrated first")
         return self._by_layer[name]
 
+    def told_by_layers(self) -> dict[str, str]:
+        """What the first attention that was chosen and has something to tell of how it ran tells."""
+        return next((told for attention in self._by_layer.values() if (told := attention.about())), {})
+
 
 @dataclass
 class Candidate:

@@ -133,7 +133,7 @@ class NystraPlusV5Attention(CalibratedAttention):
 
     def about(self) -> dict[str, str]:
         """``kernel``: ``exact`` where the windows of the last call were, else ``clusters``."""
-        return {"kernel": self._ran} if self._ran else {}
+        return {"kernel": self._ran} if self._ran else self.told_by_layers()
 
     def candidates(self) -> dict[str, Attention]:
         return {
