@@ -199,7 +199,7 @@ class NystraPlusV5Attention(CalibratedAttention):
         are outliers less often than the farthest of all tokens. Along a path from each to the nearest, so that blocks
         of queries are cut from neighbouring clusters.
         """
-        among = window.cache.once("candidates", lambda: candidates(sizes, window).to(k.device))
+        among = window.cache.once("candidates", lambda: places_of_candidates(sizes, window).to(k.device))
         found = []
         for i in slabs(len(k), len(among) ** 2, SLAB):
             of = features.of(i)
@@ -284,7 +284,7 @@ def region_features(window: Window, like: Tensor) -> Tensor:
     return window.shared.once(("region features", like.dtype), make)
 
 
-def candidates(sizes: Sizes, window: Window) -> Tensor:
+def places_of_candidates(sizes: Sizes, window: Window) -> Tensor:
     """Numbers of the tokens that seeds are chosen among: in the middle of a grid's cells, or all if they are few."""
     count = min(CANDIDATES * sizes.landmarks, sizes.tokens)
     if count == sizes.tokens:
