@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor
 
 from nystra_bench.attention.cache import Cache
+from nystra_bench.attention.clusters import farthest_points
 from nystra_bench.attention.parameters import check_whole_numbers
 from nystra_bench.attention.pinv import razavi_pinv
 
@@ -50,7 +52,8 @@ class FNAAttention(RegionwiseAttention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Shape, cache: Cache) -> Tensor:
         count = min(self.landmarks, k.shape[-2])
-        chosen = farthest_points(k.transpose(1, 2).flatten(2), count)[:, None].expand(-1, k.shape[1], -1)
+        points = k.transpose(1, 2).flatten(2)
+        chosen = farthest_points(distances_among(points), count, points)[:, None].expand(-1, k.shape[1], -1)
         q_marks, k_marks = take_rows(q, chosen), take_rows(k, chosen)
         inverse = razavi_pinv((q_marks @ k_marks.mT).softmax(-1), self.iterations)
         return (q @ k_marks.mT).softmax(-1) @ (inverse @ ((q_marks @ k.mT).softmax(-1) @ v))
@@ -64,20 +67,13 @@ class FNAAttention(RegionwiseAttention):
         return 2 * windows * heads * (sampling + kernels + inverse + products)
 
 
-@torch.no_grad()
-def farthest_points(points: Tensor, count: int) -> Tensor:
-    """Numbers (n, count) int64 of ``count`` different ones among points (n, N, c).
-
-    The first point, and then always the one that is farthest from those chosen before; the first of several.
-    """
+def distances_among(points: Tensor) -> Callable[[Tensor], Tensor]:
+    """What gives the squared distances (n, N) of points (n, N, c) from one in each set, by their numbers (n, 1)."""
     points = points - points.mean(-2, keepdim=True)  # distances are differences of squares: the smaller, the better
     squares = points.square().sum(-1)
-    nearest = torch.full_like(squares, torch.inf)
-    chosen = torch.zeros(len(points), count, dtype=torch.int64, device=points.device)
-    for i in range(1, count):
-        last = chosen[:, i - 1 : i]
+
+    def distances(last: Tensor) -> Tensor:
         product = points @ take_rows(points, last).mT
-        distance = squares + squares.gather(-1, last) - 2 * product.squeeze(-1)
-        nearest = torch.minimum(nearest, distance).scatter(-1, last, -torch.inf)
-        chosen[:, i] = nearest.argmax(-1)
-    return chosen
+        return squares + squares.gather(-1, last) - 2 * product.squeeze(-1)
+
+    return distances

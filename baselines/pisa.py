@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nystra_bench.attention.cache import Cache
 from nystra_bench.attention.landmarks import landmark_grid
-from nystra_bench.attention.parameters import check_whole_numbers
+from nystra_bench.attention.parameters import check_truth, check_whole_numbers
 
 from .common import take_rows
 from .regionwise import RegionwiseAttention, Shape
@@ -65,8 +65,7 @@ class PISAAttention(RegionwiseAttention):
             raise ValueError(f"density={density} is out of range: accepted are numbers above 0, up to 1")
         if blocks_from not in BLOCKS_FROM:
             raise ValueError(f"blocks_from={blocks_from} is unknown: accepted are {', '.join(BLOCKS_FROM)}")
-        if not isinstance(first_order, bool):
-            raise ValueError(f"first_order={first_order} is unknown: accepted are true, false")
+        check_truth(first_order=first_order)
         self.block = block
         self.density = density
         self.blocks_from = blocks_from

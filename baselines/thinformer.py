@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nystra_bench.attention.cache import Cache
-from nystra_bench.attention.parameters import check_whole_numbers
+from nystra_bench.attention.parameters import check_truth, check_whole_numbers
 
 from .common import take_rows
 from .regionwise import RegionwiseAttention, Shape
@@ -49,8 +49,7 @@ class ThinformerAttention(RegionwiseAttention):
     def __init__(self, oversampling: int = 0, values: bool = True, seed: int = 0, bias_rank: int = 8):
         super().__init__(bias_rank)
         check_whole_numbers(oversampling=(oversampling, 0), seed=(seed, 0))
-        if not isinstance(values, bool):
-            raise ValueError(f"values={values} is unknown: accepted are true, false")
+        check_truth(values=values)
         self.oversampling = oversampling
         self.values = values
         self.seed = seed

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nystra_bench.attention.cache import Cache
-from nystra_bench.attention.parameters import check_whole_numbers
+from nystra_bench.attention.parameters import check_truth, check_whole_numbers
 
 from .common import refuses_more_than_tokens, take_rows
 from .regionwise import RegionwiseAttention, Shape
@@ -52,8 +52,7 @@ class WildCatAttention(RegionwiseAttention):
     def __init__(self, landmarks: int = 16, clip: bool = True, seed: int = 0, bias_rank: int = 8):
         super().__init__(bias_rank)
         check_whole_numbers(landmarks=(landmarks, 1), seed=(seed, 0))
-        if not isinstance(clip, bool):
-            raise ValueError(f"clip={clip} is unknown: accepted are true, false")
+        check_truth(clip=clip)
         self.landmarks = landmarks
         self.clip = clip
         self.seed = seed

@@ -14,6 +14,50 @@ from torch import Tensor
 from nystra_bench.attention.base import Attention, Site, Window
 from nystra_bench.attention.sdpa import FusedAttention
 
+CALIBRATION_IMAGES = 2
+
+
+class CalibratedAttention(Attention):
+    """A method that, where a deviation is asked for, chooses its parameters for each layer on a few images.
+
+    Args:
+        target_deviation: PSNR in dB that the output is to keep with that of exact attention; None for the parameters as
+            they are given, in all layers.
+
+    Raises:
+        ValueError: the target is out of its range.
+    """
+
+    def __init__(self, target_deviation: float | None):
+        super().__init__()
+        if target_deviation is not None and not 0 < target_deviation < 200:
+            raise ValueError(f"target_deviation={target_deviation} is out of range: accepted are 0 to 200 dB, or null")
+        self.target_deviation = target_deviation
+        self.calibration_images = 0 if target_deviation is None else CALIBRATION_IMAGES
+        self._by_layer: dict[str, Attention] = {}
+
+    def candidates(self) -> dict[str, Attention]:
+        """What a layer may get beside fused exact attention, by what it is called in the record."""
+        raise NotImplementedError
+
+    def calibrate(self, sites, restore, images) -> dict:
+        if self.target_deviation is None:
+            return {}
+        choice = choose(sites, restore, images, self.candidates(), self.target_deviation)
+        self._by_layer = choice.by_layer
+        return choice.record
+
+    def at_layer(self, name: str) -> Attention:
+        if self.target_deviation is None:
+            return self
+        if name not in self._by_layer:
+            raise ValueError(f"target_deviation={self.target_deviation} needs the method to be calibrated first")
+        return self._by_layer[name]
+
+    def told_by_layers(self) -> dict[str, str]:
+        """What the first attention that was chosen and has something to tell of how it ran tells."""
+        return next((told for attention in self._by_layer.values() if (told := attention.about())), {})
+
 
 @dataclass
 class Candidate:

@@ -10,16 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nystra_bench.attention.base import Attention, Window
-from nystra_bench.attention.calibration import choose
+from nystra_bench.attention.calibration import CalibratedAttention
 from nystra_bench.attention.folding import bias_factors, centred
 from nystra_bench.attention.landmarks import central_tokens, every_other_token, pooled_landmarks, refuses_landmarks
-from nystra_bench.attention.parameters import check_whole_numbers
+from nystra_bench.attention.parameters import check_truth, check_whole_numbers
 from nystra_bench.attention.pinv import razavi_pinv
 from nystra_bench.attention.precision import at_least_float32
 
 LANDMARKS_FROM = ("clusters", "cells")
 
-CALIBRATION_IMAGES = 2
 LANDMARKS = (4, 8, 16, 32, 64)
 BIAS_RANKS = (2, 8, 24)
 """What a target deviation chooses from."""
@@ -32,7 +31,7 @@ FAINT = -60.0
 slower on CPUs."""
 
 
-class NystraPlusAttention(Attention):
+class NystraPlusAttention(CalibratedAttention):
     """Ours: ``out = L (V' + P (U V - A V')) + D V``; O(N m) time and memory a window.
 
     The tokens of a window and head are put into m clusters by their keys; Q', K', V' are the clusters' means, n their
@@ -84,7 +83,7 @@ class NystraPlusAttention(Attention):
         exact_diagonal: bool = True,
         target_deviation: float | None = None,
     ):
-        super().__init__()
+        super().__init__(target_deviation)
         check_whole_numbers(landmarks=(landmarks, 1), iterations=(iterations, 0))
         check_whole_numbers(bias_rank=(bias_rank, 0), clustering=(clustering, 0))
         self.landmarks = landmarks
@@ -96,38 +95,20 @@ class NystraPlusAttention(Attention):
             raise ValueError(f"landmarks_from={landmarks_from} is unknown: accepted are {accepted}")
         self.landmarks_from = landmarks_from
         self.clustering = clustering
-        if not isinstance(exact_diagonal, bool):
-            raise ValueError(f"exact_diagonal={exact_diagonal} is unknown: accepted are true, false")
+        check_truth(exact_diagonal=exact_diagonal)
         self.exact_diagonal = exact_diagonal
-        if target_deviation is not None and not 0 < target_deviation < 200:
-            raise ValueError(f"target_deviation={target_deviation} is out of range: accepted are 0 to 200 dB, or null")
-        self.target_deviation = target_deviation
-        self.calibration_images = 0 if target_deviation is None else CALIBRATION_IMAGES
-        self._by_layer: dict[str, Attention] = {}
 
     def refuses(self, height: int, width: int) -> str | None:
         return refuses_landmarks(self.landmarks, height, width) if self.target_deviation is None else None
 
-    def calibrate(self, sites, restore, images) -> dict:
-        if self.target_deviation is None:
-            return {}
-        candidates = {
+    def candidates(self) -> dict[str, Attention]:
+        return {
             f"landmarks={landmarks} bias_rank={rank}": NystraPlusAttention(
                 landmarks, self.iterations, rank, self.landmarks_from, self.clustering, self.exact_diagonal
             )
             for landmarks in LANDMARKS
             for rank in BIAS_RANKS
         }
-        choice = choose(sites, restore, images, candidates, self.target_deviation)
-        self._by_layer = choice.by_layer
-        return choice.record
-
-    def at_layer(self, name: str) -> Attention:
-        if self.target_deviation is None:
-            return self
-        if name not in self._by_layer:
-            raise ValueError(f"target_deviation={self.target_deviation} needs the method to be calibrated first")
-        return self._by_layer[name]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         batch, heads, _, d_v = v.shape

@@ -55,9 +55,7 @@ class FusedNystraPlusAttention(NystraPlusAttention):
         self._form = Implementation(implementation, "nystra_plus", {"cpu": _flops, "cuda": _flops_on_gpu}, unserved)
 
     def about(self) -> dict[str, str]:
-        if self._by_layer:  # the layers have objects of their own
-            return next((told for layer in self._by_layer.values() if (told := layer.about())), {})
-        return self._form.about()
+        return self.told_by_layers() if self._by_layer else self._form.about()
 
     def calibrate(self, sites, restore, images) -> dict:
         """As ``nystra_plus`` does, by the eager form; what it chose runs in this one."""

@@ -9,6 +9,7 @@ from nystra_bench.attention.calibration import choose
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.attention.nystra_plus import NystraPlusAttention
+from nystra_bench.attention.nystra_plus_v5 import NystraPlusV5Attention
 from nystra_bench.attention.sdpa import FusedAttention
 from nystra_bench.models import attention_sites, calibrate, named_attention_sites, plug
 from nystra_bench.models.swinir import SwinIR, SwinIRSpec
@@ -40,9 +41,10 @@ def deviation(model, attention, images) -> float:
     return -10 * torch.stack(errors).mean().log10().item()
 
 
+@pytest.mark.parametrize("method", [NystraPlusAttention, NystraPlusV5Attention])
 @pytest.mark.parametrize("target", [20.0, 40.0, 55.0])
-def test_the_target_is_reached_and_measured(model, images, target):
-    attention = NystraPlusAttention(target_deviation=target)
+def test_the_target_is_reached_and_measured(model, images, method, target):
+    attention = method(target_deviation=target)
     record = calibrate(model, attention, images)
     reached = deviation(model, attention, images)
     assert reached >= target - 0.01
@@ -103,9 +105,10 @@ def test_it_has_to_be_calibrated_first(model):
 
 
 @pytest.mark.parametrize("target", [0, -3, 400])
-def test_targets_out_of_range_are_refused(target):
+@pytest.mark.parametrize("method", [NystraPlusAttention, NystraPlusV5Attention])
+def test_targets_out_of_range_are_refused(method, target):
     with pytest.raises(ValueError, match=f"target_deviation={target}"):
-        NystraPlusAttention(target_deviation=target)
+        method(target_deviation=target)
 
 
 def test_calibration_looks_at_other_images_where_there_are_some():

@@ -9,10 +9,11 @@ import torch
 from attention_references import exact, grid, random_qkv, relative_error, smooth_qkv
 
 from nystra_bench.attention.base import Window
+from nystra_bench.attention.clusters import farthest_points
 from nystra_bench.attention.folding import bias_factors, centred
 from nystra_bench.attention.landmarks import central_tokens
 from nystra_bench.baselines.avggt import AVGGTAttention
-from nystra_bench.baselines.fna import FNAAttention, farthest_points
+from nystra_bench.baselines.fna import FNAAttention, distances_among
 from nystra_bench.baselines.pisa import PISAAttention
 from nystra_bench.baselines.thinformer import ThinformerAttention, halve
 from nystra_bench.baselines.wildcat import WildCatAttention, pivoted_cholesky
@@ -169,11 +170,13 @@ def test_halving_keeps_the_kernel_sums_closer_than_chance():
 def test_farthest_points_are_those_found_by_trying_all():
     points = torch.randn(3, 30, 4, generator=torch.Generator().manual_seed(0))
     expected = [reference.farthest(own.double().numpy(), 12) for own in points]
-    assert farthest_points(points, 12).tolist() == expected
+    assert farthest_points(distances_among(points), 12, points).tolist() == expected
 
 
 def test_farthest_points_of_equal_points_differ():
-    assert [sorted(own) for own in farthest_points(torch.ones(2, 9, 3), 9).tolist()] == [list(range(9))] * 2
+    points = torch.ones(2, 9, 3)
+    chosen = farthest_points(distances_among(points), 9, points)
+    assert [sorted(own) for own in chosen.tolist()] == [list(range(9))] * 2
 
 
 def test_pivots_are_drawn_in_proportion_to_what_is_left_of_the_exponential_kernels_diagonal():
