@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -208,7 +209,7 @@ class NystraPlusV5Attention(CalibratedAttention):
             distances = squared_distances(keys)
             if regions.shape[-1]:
                 distances += (-MASKED - regions @ regions.mT) * APART
-            chosen = farthest_points(lambda last, d=distances: row_of(d, last), sizes.landmarks, keys)
+            chosen = farthest_points(partial(row_of, distances), sizes.landmarks, keys)
             chosen = chosen.gather(1, along_a_path(between(distances, chosen)))
             found.append(at(torch.cat([keys, regions], -1), chosen))
         return torch.cat(found)

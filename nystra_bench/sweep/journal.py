@@ -62,7 +62,8 @@ class Journal:
             index[key] = hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
             distinct[index[key]] = array
         content = io.BytesIO()
-        np.savez(content, **distinct, **{INDEX: np.array(json.dumps(index))})
+        distinct[INDEX] = np.array(json.dumps(index))
+        np.savez(content, **distinct)
         write_atomically(_arrays(self.file, name), content.getvalue())
 
     def kept(self, name: str) -> dict[str, np.ndarray] | None:
