@@ -189,7 +189,7 @@ class StripAttention(WindowAttention):
         cut = STRIPS * math.prod(size)
         out = []
         if cut:
-            out.append(self._within_strips(*(t[:, :, :cut] for t in (q, k, v)), size))
+            out.append(self._within_strips(q[:, :, :cut], k[:, :, :cut], v[:, :, :cut], size))
         if cut < height * width:
             q, k, v = (t[:, :, cut:] for t in (q, k, v))
             out.append((q * self.scale @ k.mT).softmax(-1) @ v)
