@@ -37,8 +37,9 @@ class FlexAttention(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         inputs = q, k, v, window.kept_bias(q.dtype), _regions(window, q.device)
-        case = "compiled", *((x.shape, x.stride(), x.dtype) for x in (q, k, v))
-        window.cache.once(case, lambda: _compile_for(inputs))
+        modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        case = "compiled", *modes, *((x.shape, x.stride(), x.dtype) for x in (q, k, v))
+        window.cache.once(case, lambda: _compile_for(inputs, *modes))
         return torch.ops.nystra_bench.flex(*inputs)
 
     def matrix(self, q: Tensor, k: Tensor, window: Window) -> Tensor:
@@ -60,15 +61,16 @@ def _regions(window: Window, device: torch.device) -> Tensor | None:
     return window.shared.once("regions", make)
 
 
-def _compile_for(inputs: tuple) -> None:
-    """Call it once with other numbers of these shapes, so that it is compiled.
+def _compile_for(inputs: tuple, inference: bool, gradients: bool) -> None:
+    """Call it once, in the modes of the call that follows, so that it is compiled for exactly that.
 
     Raises:
         UserError: it cannot be.
     """
-    q, k, v, bias, regions = inputs
+    q = inputs[0]
     try:
-        torch.ops.nystra_bench.flex(*(torch.zeros_like(x) for x in (q, k, v)), bias, regions)
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            torch.ops.nystra_bench.flex(*inputs)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:

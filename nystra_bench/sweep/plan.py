@@ -294,6 +294,10 @@ def _refuse_what_fits_nowhere(planned: list[Planned], overrides: Overrides) -> N
 
 def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned], bool]]]:
     """What the user gave as ``option=value``, what is accepted instead, and whether a cell has it."""
+    for axis, known in EXECUTION.items():
+        for value in overrides.axes.get(axis, []):
+            if value in known.devices:
+                yield f"{axis}={value}", "another device", partial(_runs, axis, value)
     for value in overrides.axes.get("window_size", []):
         if value != "native":
             accepted = "native, and windows that images and attentions fit"
@@ -308,10 +312,6 @@ def _given(overrides: Overrides) -> Iterable[tuple[str, str, Callable[[Planned],
         for value in overrides.axes.get(axis, []):
             if isinstance(value, str) and value != AVAILABLE:
                 yield f"{axis}={value}", accepted, partial(_named, axis, value)
-    for axis, known in EXECUTION.items():
-        for value in overrides.axes.get(axis, []):
-            if value in known.devices:
-                yield f"{axis}={value}", "another device", partial(_runs, axis, value)
     for axis, parameters in overrides.parameters.items():
         for name, values in parameters.items():
             for value in values:
