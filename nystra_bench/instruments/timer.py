@@ -33,7 +33,8 @@ class Timing:
         min_sample_ms: a sample repeats a shorter call until it lasts that long, and holds the mean of the calls.
         again: whether as many rounds again are made where a timing is unstable.
         count_first: whether a long first call (``LONG_MS``), less what is made once in it, is the sample of the first
-            round: for calls of a minute, of which starting up is less than a hundredth and each one counts.
+            round: for calls of a minute, of which starting up is less than a hundredth and each one counts. The first
+            entry is called again: see ``forward.add_twin``.
     """
 
     rounds: int = 20
