@@ -50,6 +50,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         timeout=TIMEOUT_S,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # however long a cell takes to print them
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute()

@@ -261,7 +261,7 @@ INPUTS = [
         "a group as a setting",
         command("+sweep=denoise", "timing=5"),
         "timing=5: timing is a group of options: accepted are timing.rounds, timing.min_rounds, timing.budget_s, "
-        "timing.again, timing.warmup_s, timing.min_sample_ms",
+        "timing.again, timing.count_first, timing.warmup_s, timing.min_sample_ms",
     ),
     Malformed(
         "a name outside the results",
@@ -308,7 +308,7 @@ INPUTS = [
     Malformed(
         "an unknown runtime",
         sweep([BLOCK], {"runtime": ["fast"]}),
-        "runtime=fast is unknown: accepted are eager, compiled",
+        "runtime=fast is unknown: accepted are eager, compiled, graphs",
     ),
     Malformed(
         "a batch of a million",

@@ -193,6 +193,12 @@ class Attention(nn.Module):
         """
         raise NotImplementedError
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls) and "forward_map" not in vars(cls):
+            # What it inherits would pass its own forward by.
+            cls.reads_maps = Attention.reads_maps  # type: ignore[method-assign]
+
     def reads_maps(self, x: Tensor, window: Window) -> bool:
         """Whether ``forward_map`` can take the place of ``forward`` on maps of x's device and dtype.
 

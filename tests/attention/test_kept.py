@@ -19,6 +19,7 @@ KEEPS = {
     "avggt",
     "clustered_attention",
     "exact",
+    "flex",
     "fna",
     "folded",
     "improved_clustered_attention",

@@ -154,11 +154,12 @@ def test_a_window_that_covers_its_map_is_not_shifted(model, image):
 
 
 def test_an_enlarged_window_is_shifted_by_half_of_it(model, image, monkeypatch):
-    rolls = []
-    roll = torch.Tensor.roll
-    monkeypatch.setattr(torch.Tensor, "roll", lambda x, shift, dims: rolls.append(shift) or roll(x, shift, dims))
+    shifts = []
+    cut = windows.in_windows
+    monkeypatch.setattr(windows, "in_windows", lambda x, size, shift, *a: shifts.append(shift) or cut(x, size, shift, *a))
     recorded(model.resize_windows(32, "drop"), image)
-    assert rolls == [(-16, -16), (16, 16)] * 2  # the first and the last resolution; 16 x 16 is covered by one window
+    # The second block of the first and of the last resolution; 16 x 16 is covered by one window.
+    assert shifts == [0, 16, *[0] * (SITES - 3), 16]
 
 
 def test_drop_attends_without_bias_and_mask_and_still_shifts(model, image, monkeypatch):

@@ -321,3 +321,24 @@ def test_a_layer_can_be_copied_after_something_was_cached():
     twin = copy.deepcopy(site)
     attend(twin)
     assert twin.attention is not site.attention and twin.attention.computed == 2
+
+
+def test_a_method_of_its_own_does_not_inherit_how_maps_are_read():
+    class OnMaps(Attention):
+        def forward(self, q, k, v, window):
+            return v
+
+        def reads_maps(self, x, window):
+            return True
+
+        def forward_map(self, q, k, v, window, places, scale):
+            return v
+
+    class Doubles(OnMaps):
+        def forward(self, q, k, v, window):
+            return 2 * v
+
+    class Renamed(OnMaps):
+        pass
+
+    assert [kind().reads_maps(None, None) for kind in (OnMaps, Doubles, Renamed)] == [True, False, True]

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -139,7 +141,8 @@ def test_a_run_that_does_not_time_waits_for_the_end_of_one_that_does_and_says_so
             holder.kill()
             holder.wait()
 
-    monkeypatch.setattr(locks.time, "sleep", sleep)
+    # Not the module's own: a thread that an earlier test left behind may sleep, too.
+    monkeypatch.setattr(locks, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
     monkeypatch.setattr(locks, "TELL_S", 0.0)
     words = ["measure=quality", "metrics=[psnr]", "attention=exact", "position_bias=native", "figures=[]"]
     outcome = bench(*words)

@@ -197,7 +197,7 @@ def test_half_precision_is_compared_with_the_original_in_float32(run, bench, tin
     ("word", "parts"),
     [
         ("references.exact=[exact,sdpa]", ["references.exact=['exact', 'sdpa']", "accepted are"]),
-        ("references.sdpa=null", ["references.sdpa=None", "accepted are"]),
+        ("references.sdpa=null", ["references.sdpa=null", "accepted are"]),
         ("references.identity=identiti", ["references.identity=identiti", "did you mean identity?"]),
         ("references.mine=exact", ["references.mine"]),
         ("tf32=perhaps", ["tf32=perhaps", "true and false"]),
