@@ -176,14 +176,22 @@ def _check_names(callee: Callable, arguments: Mapping[str, object]) -> None:
         signature = inspect.signature(callee)
     except (TypeError, ValueError):  # of C code, which may not tell
         return
-    made_by = getattr(getattr(callee, "__init__", None), "__module__", "")
-    if is_model(callee) and f"{made_by}.Module" == MODULE:  # PyTorch's own takes anything at first
+    if is_model(callee) and _named(_constructed_by(callee)) == MODULE:  # PyTorch's own takes anything at first
         signature = inspect.Signature()
     try:
         signature.bind(**arguments)
     except TypeError as error:
         taken = ", ".join(signature.parameters) or "none"
         raise ValueError(f"{error}: accepted entries are {taken}") from error
+
+
+def _constructed_by(kind: Any) -> type:
+    """The class whose constructor makes instances of this one; tools may have wrapped that function itself."""
+    return next(base for base in kind.__mro__ if "__init__" in vars(base))
+
+
+def _named(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _check_types(callee: Callable, arguments: Mapping[str, object]) -> None:
