@@ -199,7 +199,9 @@ class Engine:
         """Measure these cells; each has a result or a failure in the store afterwards."""
         if not missing:
             return
-        progress = Progress({p.cell.key: p.cell.describe() for p in missing})
+        cells = [planned.cell for planned in missing]
+        names = {cell.key: cell.describe() for cell in cells}
+        progress = Progress(names, kinds={cell.key: cell.measure for cell in cells})
         self.executor.run(self.jobs(missing), self.folder, progress)
         progress.close()
 

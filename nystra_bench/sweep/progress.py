@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import TextIO
 
 
@@ -29,18 +31,26 @@ class Progress:
     ``reason``). ``start`` and ``alive`` of a job that measures a part of the images alone have ``images``: the first of
     them, and the one behind the last.
 
+    What is left is told by the pace of cells of the same kind, since a timing may take a hundred times as long as a cell
+    of quality; cells of a kind that none is done of are counted, and not in it.
+
     Args:
         names: what to call each cell, by key.
+        kinds: what measures each cell, by key; without it, all are of one kind.
     """
 
-    def __init__(self, names: dict[str, str], stream: TextIO | None = None):
+    def __init__(self, names: dict[str, str], stream: TextIO | None = None, kinds: Mapping[str, str] | None = None):
         self.names = names
+        self.kinds = kinds or dict.fromkeys(names, "")
         self.stream = stream or sys.stderr
         self.on_terminal = self.stream.isatty()
         self.done = 0
         self.together: set[str] = set()  # cells that are measured at one time, and so are done at one time
-        self.reached = 0  # cells done, and those that are about to be, being measured together with one that is
-        self.started = self.spoke = time.monotonic()
+        self.counted: set[str] = set()  # cells done, and those that are about to be, being measured with one that is
+        self.reached: Counter[str] = Counter()  # how many those are, by kind
+        self.of_kind = Counter(self.kinds.values())
+        self.spent: dict[str, float] = defaultdict(float)  # seconds, by kind
+        self.started = self.spoke = self.marked = time.monotonic()
         self.begun: dict[tuple[str, tuple[int, ...]], float] = {}  # when a cell was, or a part of its images
 
     def __call__(self, event: dict) -> None:
@@ -70,7 +80,12 @@ class Progress:
     def _ended(self, event: dict) -> None:
         self.done += 1
         self.together.discard(event["key"])
-        self.reached = self.done + len(self.together)
+        new = {event["key"], *self.together} - self.counted
+        self.counted |= new
+        self.reached.update(self.kinds[key] for key in new)
+        now = time.monotonic()
+        self.spent[self.kinds[event["key"]]] += now - self.marked
+        self.marked = now
         trouble = f" ({event['reason']})" if event.get("reason") else ""
         if trouble or not self.on_terminal:
             self._line(f"[{self.done}/{len(self.names)}] {self.names[event['key']]} {event['status']}{trouble}")
@@ -89,10 +104,14 @@ class Progress:
             self._line(f"[{self.done}/{len(self.names)}] {what}")
 
     def _remaining(self) -> str:
-        if self.reached in (0, len(self.names)):
+        left = {kind: count - self.reached[kind] for kind, count in self.of_kind.items() if count > self.reached[kind]}
+        if not self.done or not left:
             return ""
-        left = (time.monotonic() - self.started) / self.reached * (len(self.names) - self.reached)
-        return f", about {duration(left)} left"
+        paced = [kind for kind in left if self.reached[kind]]
+        about = [f"about {duration(sum(self.spent[kind] / self.reached[kind] * left[kind] for kind in paced))}"]
+        unlike = sum(left.values()) - sum(left[kind] for kind in paced)
+        words = (about if paced else []) + ([f"{unlike} cells of other kinds"] if unlike else [])
+        return f", {' and '.join(words)} left"
 
     def _line(self, text: str) -> None:
         self.spoke = time.monotonic()

@@ -115,3 +115,19 @@ def test_where_lines_stay_a_long_cell_has_one_a_minute(clock):
         "[0/4] 6/20 (about 2 min 20 s left) cell a",
         "[0/4] 12/20 (about 1 min 20 s left) cell a",
     ]
+
+
+def test_what_is_left_is_told_by_the_pace_of_each_kind(clock):
+    stream = io.StringIO()
+    kinds = {"a": "latency", "b": "latency", "c": "quality", "d": "quality"}
+    tell = Progress(NAMES, stream, kinds)
+    for now, key in ((100, "a"), (200, "b"), (203, "c"), (206, "d")):
+        tell({"event": "start", "keys": [key]})
+        clock[0] = now
+        tell({"event": "done", "key": key, "status": "done"})
+    assert [line.partition("done")[2] for line in stream.getvalue().splitlines()] == [
+        ", about 1 min 40 s and 2 cells of other kinds left",
+        ", 2 cells of other kinds left",
+        ", about 3 s left",
+        "",
+    ]
