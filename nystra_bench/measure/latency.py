@@ -88,9 +88,9 @@ class Latency(Measurement):
         record |= {"compile_ms": number(value["compile_ms"])} if "compile_ms" in value else {}
         for reference, column in zip(AGAINST, RATIOS, strict=True):
             if ratio := ratio_of(others.get(reference), samples):
-                record |= {column: ratio.median, f"{column}_low": ratio.low, f"{column}_high": ratio.high}
+                record |= {column: ratio.median} | _ends(f"{column}_", ratio, len(samples))
         if noise := noise_of(others):
-            record |= {"noise_low": noise.low, "noise_high": noise.high}
+            record |= _ends("noise_", noise, len(samples))
         if others.get(FLOOR):
             record["floor_ms"] = float(np.median(others[FLOOR]))
         return record
@@ -109,6 +109,12 @@ class Latency(Measurement):
         native = float(np.median(released)) if released else float("nan")
         size = f"{value.get('height')}x{value.get('width')}"
         return {"latency_q1": float(low), "latency_q3": float(high), "native_ms": native, "latency_input": size}
+
+
+def _ends(name: str, ratio: Ratio, rounds: int) -> dict[str, float]:
+    """The ends of an interval; ``nan`` of one round, which has none."""
+    low, high = (ratio.low, ratio.high) if rounds > 1 else (float("nan"), float("nan"))
+    return {f"{name}low": low, f"{name}high": high}
 
 
 def companions(value: Mapping, cell: Mapping) -> dict[str, list[float]]:

@@ -116,7 +116,7 @@ def number(value: float, digits: int) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     if value and abs(value) < 0.5 * 10**-digits:
-        return f"{value:.1e}"
+        return ("−" if value < 0 else "") + f"{abs(value):.1e}"
     return f"{value:.{digits}f}".replace("-", "−")
 
 
@@ -152,6 +152,8 @@ def interval_cell(row: pd.Series, column: Column) -> TableCell:
     """A ratio of latencies with its interval; ≈1 where it cannot be told from 1."""
     value, low, high = (float(row[column.name + end]) for end in ("", "_low", "_high"))
     digits = column.digits or 0
+    if math.isnan(low):
+        return TableCell(f"{number(value, digits)} (1 round)", value, "number", "Of one round: there is no interval.")
     interval = f"{number(low, digits)}–{number(high, digits)}"
     if low <= 1 <= high:
         return TableCell(f"≈1 ({interval})", value, "unsure", "Not distinguishable from 1: the interval contains it.")

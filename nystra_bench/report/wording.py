@@ -89,8 +89,10 @@ def noise(data: ReportData, session: TimingSession) -> str:
     where = ", ".join(filter(None, [short_label(data, session.group), count(session.rounds, "round")]))
     if session.noise is None:
         return f"{where}: exact attention was not timed twice, so the noise floor is unknown."
-    low, high = number(session.noise.low, 3), number(session.noise.high, 3)
     ratio, level = number(session.noise.median, 3), 100 * session.noise.level
+    if session.rounds == 1:
+        return f"{where}: exact attention against itself gives {ratio}, and no interval: what noise is, is unknown."
+    low, high = number(session.noise.low, 3), number(session.noise.high, 3)
     said = f"{where}: exact attention against itself gives {ratio} ({level:.1f} % interval {low}–{high})"
     if session.noise.contains(1):
         return f"{said}; differences of this size are noise."
@@ -261,6 +263,8 @@ def _speed(row: pd.Series, reference: str, level: str) -> str:
     value, low, high = (row[f"speedup_vs_{reference}{end}"] for end in ("", "_low", "_high"))
     if pd.isna(value):
         return f"not compared with {reference}"
+    if pd.isna(low):
+        return f"{number(value, 2)} times as fast as {reference} (of one round: there is no interval)"
     interval = f"({level} interval {number(low, 2)}–{number(high, 2)})"
     if low <= 1 <= high:
         return f"not distinguishable from {reference} in speed {interval}"

@@ -80,6 +80,17 @@ def test_models_stand_side_by_side_with_exact_attention_alone(spectra):
         np.testing.assert_allclose(exact.get_ydata(), 0.6 ** np.arange(50))
 
 
+def test_a_bias_has_one_colour_in_all_axes(synthetic):
+    other = {"name": "other", "weights": "cc" * 32, "version": "1", "native_window": 8}
+    drop, kept = {"position_bias": "drop"}, {"position_bias": "interpolate"}
+    for changes in (kept, drop, {"model": other, **drop}):
+        synthetic.spectrum(synthetic.cell("spectrum", "exact", **changes), [spectrum_record(0, 0.5)])
+    ((_, figure),) = Spectra("s").draw(load(synthetic.write(), "demo"))
+    first, second = ({line.get_label(): line.get_color() for line in axes.lines[:-1]} for axes in figure.axes)
+    (colour,) = second.values()
+    assert [colour == own for own in first.values()] == [False, True]
+
+
 def test_the_table_holds_medians_and_quartiles(spectra):
     data = load(spectra.write(), "demo")
     table = SpectrumTable("t", COLUMNS).table(data)

@@ -44,6 +44,20 @@ def test_a_speedup_is_hidden_without_a_deviation_and_grey_where_it_is_none(data)
     assert unsure.kind == "unsure" and unsure.text.startswith("≈1 (") and "interval" in unsure.hint
 
 
+def test_of_one_round_there_is_no_interval(synthetic):
+    companions = {name: samples[:1] for name, samples in synthetic.companions.items()}
+    synthetic.quality(synthetic.cell("quality", "nystra", synthetic.nystra), [{"psnr": 20.0, "deviation_psnr": 30.0}])
+    synthetic.latency(synthetic.cell("latency", "nystra", synthetic.nystra), [50.0], companions)
+    data = load(synthetic.write(), "demo")
+    row = row_of(data, "nystra")
+    assert pd.isna(row["speedup_vs_exact_low"]) and pd.isna(row["speedup_vs_exact_high"])
+    shown = columns.table_cell(row, columns.column("speedup_vs_exact", data))
+    assert shown.text.endswith(" (1 round)") and "≈" not in shown.text and "no interval" in shown.hint
+    (finding,) = wording.findings(data)
+    assert "times as fast as exact (of one round: there is no interval)" in finding.said
+    assert "and no interval" in wording.noise(data, data.sessions[0])
+
+
 def test_the_summary_names_the_fastest_with_its_deviation_and_the_native_model(data):
     (finding,) = wording.findings(data)
     assert "fastest replacement is nystra (8 landmarks, 2 iterations, init=global) with 70.0 ms" in finding.said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
@@ -48,8 +50,9 @@ class Spectra(Figure):
         down = -(-len(panels) // across)
         figure = new_figure(max(4.8, 3.0 * across + 0.6), 2.9 * down + 0.6)
         grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+        colours: dict[tuple, str] = {}  # the same for a bias in all axes
         for axes, (where, members) in zip(grid, panels, strict=False):
-            self._lines(axes, members, measured)
+            self._lines(axes, members, measured, colours)
             axes.set_title(str(where["model"]), loc="left")
         dress_axes(grid[: len(panels)], across)
         for axes in grid[len(panels) :]:
@@ -57,10 +60,13 @@ class Spectra(Figure):
         head(figure, f"Exact attention, {group_label(group, FIGURE)}")
         return figure
 
-    def _lines(self, axes: Axes, rows: pd.DataFrame, measured: dict) -> None:
+    def _lines(self, axes: Axes, rows: pd.DataFrame, measured: dict, colours: dict[tuple, str]) -> None:
         """One line for each setting of the model, named by its tokens and what else differs."""
         differing = [name for name in ("bias", "task", "dataset") if rows[name].nunique(dropna=False) > 1]
-        for n, (row, record) in enumerate(rows.iterrows()):
-            line = draw_exact(axes, measured[row], PALETTE[n % len(PALETTE)])
+        before: Counter[str] = Counter()
+        for row, record in rows.iterrows():
+            what = record["bias"], before[record["bias"]]
+            before[record["bias"]] += 1
+            line = draw_exact(axes, measured[row], colours.setdefault(what, PALETTE[len(colours) % len(PALETTE)]))
             line.set_label(", ".join(filter(None, [f"N = {measured[row].tokens}", group_label(record, differing)])))
         axes.legend(loc="lower left", fontsize=7.5)
