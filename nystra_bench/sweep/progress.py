@@ -31,8 +31,8 @@ class Progress:
     ``reason``). ``start`` and ``alive`` of a job that measures a part of the images alone have ``images``: the first of
     them, and the one behind the last.
 
-    What is left is told by the pace of cells of the same kind, since a timing may take a hundred times as long as a cell
-    of quality; cells of a kind that none is done of are counted, and not in it.
+    What is left is told by the pace of cells of the same kind, since a timing may take a hundred times as long as a
+    cell of quality; cells of a kind that none is done of are counted, and not in it.
 
     Args:
         names: what to call each cell, by key.
