@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from nystra_bench.configuration import BIAS_MODES, Catalogue
 from nystra_bench.errors import UserError, did_you_mean, unknown
@@ -161,15 +161,18 @@ def _unnamed(axis: str, catalogue: Catalogue) -> UserError:
 
 
 def _narrowed(axis: str, in_block: object, overrides: Overrides) -> object:
-    """The axis as the user wants it; an option that the block has too keeps the block's parameters."""
+    """The axis as the user wants it; an option that the block has, too, is all entries that the block has of it."""
     if axis not in overrides.axes:
         return in_block
-    entries = [entry for entry in listed(in_block) if isinstance(entry, Mapping)]
-    return [
-        kept
-        for value in overrides.axes[axis]
-        for kept in ([entry for entry in entries if entry.get("name") == value] or [value])
-    ]
+
+    def of_block(value: object) -> list:
+        return [entry for entry in listed(in_block) if value == (entry["name"] if _is_option(entry) else entry)]
+
+    return [kept for value in overrides.axes[axis] for kept in of_block(value) or [value]]
+
+
+def _is_option(entry: object) -> TypeGuard[Mapping]:
+    return isinstance(entry, Mapping) and "name" in entry
 
 
 def _options(axis: str, entry: object, given: Mapping, catalogue: Catalogue) -> list[Option]:

@@ -93,6 +93,12 @@ def test_narrowing_keeps_all_entries_of_a_block_with_that_name(catalogue):
     assert {c.task.config["limit"] for c in choices} == {4}
 
 
+def test_narrowing_keeps_an_entry_at_its_defaults_beside_one_with_parameters(catalogue):
+    block = {"attention": ["exact", "nystra", {"name": "nystra", "landmarks": 32}]}
+    choices = grid(catalogue, block, axes={"attention": ["nystra", "exact"]})
+    assert named(choices) == ["nystra l16 i2", "nystra l32 i2", "exact"]
+
+
 def test_the_native_bias_is_the_native_window_whatever_else_is_asked(catalogue):
     choices = grid(catalogue, {"window_size": [16, 32], "position_bias": ["native", "drop"]})
     found = [(c.window_size, c.position_bias) for c in choices]
