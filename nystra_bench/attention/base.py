@@ -197,7 +197,7 @@ class Attention(nn.Module):
         super().__init_subclass__(**kwargs)
         if "forward" in vars(cls) and "forward_map" not in vars(cls):
             # What it inherits would pass its own forward by.
-            cls.reads_maps = Attention.reads_maps  # type: ignore[method-assign]
+            type.__setattr__(cls, "reads_maps", Attention.reads_maps)
 
     def reads_maps(self, x: Tensor, window: Window) -> bool:
         """Whether ``forward_map`` can take the place of ``forward`` on maps of x's device and dtype.
