@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nystra_bench.errors import UserError, unknown
-from nystra_bench.targets import MODULE, check_target, is_model
+from nystra_bench.targets import MODULE, check_target, full_name, is_model
 
 _HERE = Path(__file__).resolve().parent
 
@@ -176,7 +176,7 @@ def _check_names(callee: Callable, arguments: Mapping[str, object]) -> None:
         signature = inspect.signature(callee)
     except (TypeError, ValueError):  # of C code, which may not tell
         return
-    if is_model(callee) and _named(_constructed_by(callee)) == MODULE:  # PyTorch's own takes anything at first
+    if is_model(callee) and full_name(_constructed_by(callee)) == MODULE:  # PyTorch's own takes anything at first
         signature = inspect.Signature()
     try:
         signature.bind(**arguments)
@@ -188,10 +188,6 @@ def _check_names(callee: Callable, arguments: Mapping[str, object]) -> None:
 def _constructed_by(kind: Any) -> type:
     """The class whose constructor makes instances of this one; tools may have wrapped that function itself."""
     return next(base for base in kind.__mro__ if "__init__" in vars(base))
-
-
-def _named(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _check_types(callee: Callable, arguments: Mapping[str, object]) -> None:

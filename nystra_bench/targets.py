@@ -56,7 +56,12 @@ def is_model(found: Any) -> bool:
 
 
 def _derives(found: Any, names: set[str]) -> bool:
-    return inspect.isclass(found) and any(f"{base.__module__}.{base.__qualname__}" in names for base in found.__mro__)
+    return inspect.isclass(found) and any(full_name(base) in names for base in found.__mro__)
+
+
+def full_name(kind: type) -> str:
+    """As ``_target_`` names it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _loads_a_model(found: Any) -> bool:

@@ -20,3 +20,8 @@ OUTCOME = ["status", "reason"]
 
 LAST = ["measure_parameters", "task_parameters"]
 """The columns at its end, after metrics without a place of their own."""
+
+
+def count(n: int, what: str) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

@@ -195,7 +195,7 @@ class Attention(nn.Module):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if "forward" in vars(cls) and "forward_map" not in vars(cls):
+        if "forward" in vars(cls) and not {"forward_map", "reads_maps"} & vars(cls).keys():
             # What it inherits would pass its own forward by.
             type.__setattr__(cls, "reads_maps", Attention.reads_maps)
 

@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Bbox
 
 from nystra_bench.report.frame import ReportData
-from nystra_bench.words import REFERENCES
+from nystra_bench.words import REFERENCES, count
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 """Okabe and Ito's colours (without black, which the references have, and yellow, which is faint) and Tol's wine."""
@@ -84,8 +84,8 @@ def looks(data: ReportData) -> dict[str, Look]:
     """
     names = set(data.frame["attention"]) - set(REFERENCES)
     chosen: dict[str, Look] = {}
-    for count, name in enumerate(sorted(names)):
-        turn = count // len(PALETTE)
+    for place, name in enumerate(sorted(names)):
+        turn = place // len(PALETTE)
         taken = {look.colour for look in list(chosen.values())[turn * len(PALETTE) :]}
         start = int(hashlib.sha256(name.encode()).hexdigest(), 16)
         colours = (PALETTE[(start + step) % len(PALETTE)] for step in range(len(PALETTE)))
@@ -129,12 +129,8 @@ def series(data: ReportData, rows: pd.DataFrame) -> list[Series]:
 
 def _label(data: ReportData, row: int) -> str:
     record = data.frame.loc[row]
-    iterations = "" if pd.isna(record["iterations"]) else _counted(record["iterations"], "iteration")
+    iterations = "" if pd.isna(record["iterations"]) else count(record["iterations"], "iteration")
     return ", ".join(filter(None, [record["attention"], iterations, data.details.at[row, "settings"]]))
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pandas as pd
 from nystra_bench.instruments.statistics import ENOUGH, LEVEL, interval_rank
 from nystra_bench.report.columns import number
 from nystra_bench.report.frame import GROUP, HOW, SEVERITY, ReportData, TimingSession, within
-from nystra_bench.words import FLOOR, FUSED, ORIGINAL, RELEASED
+from nystra_bench.words import FLOOR, FUSED, ORIGINAL, RELEASED, count
 
 ORIGINALS = (
     "Three originals: “native” is the model as released; “interpolate” is exact attention in another window with the "
@@ -151,10 +151,6 @@ def overview(data: ReportData) -> str:
         f"{count(data.frame['attention'].nunique(), 'attention')} in {count(len(groups), 'setting')} of model, window, "
         f"position bias, task, data, device and precision. {shared(data)}"
     )
-
-
-def count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
-from nystra_bench.errors import UserError, unknown
+from nystra_bench.errors import UserError, unknown, written
 from nystra_bench.report.column import Column
 
 Setting = tuple[tuple[str, str | int], ...]
@@ -50,7 +50,8 @@ class ExecutionAxis:
                 raise unknown(name, value, self.words)
         elif type(value) is not int or not 1 <= value <= self.most:
             most = self.most if self.default is not None else MOST_THREADS
-            raise UserError(f"{name}={value} is out of range: accepted are whole numbers from 1 on, up to {most}")
+            said = f"{name}={written(value)} is out of range"
+            raise UserError(f"{said}: accepted are whole numbers from 1 on, up to {most}")
 
 
 _AXES = (

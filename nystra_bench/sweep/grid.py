@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeGuard
+from typing import Any
 
 from nystra_bench.configuration import BIAS_MODES, Catalogue
 from nystra_bench.errors import UserError, did_you_mean, unknown
@@ -166,13 +166,14 @@ def _narrowed(axis: str, in_block: object, overrides: Overrides) -> object:
         return in_block
 
     def of_block(value: object) -> list:
-        return [entry for entry in listed(in_block) if value == (entry["name"] if _is_option(entry) else entry)]
+        return [entry for entry in listed(in_block) if _named(entry).get("name") == value]
 
     return [kept for value in overrides.axes[axis] for kept in of_block(value) or [value]]
 
 
-def _is_option(entry: object) -> TypeGuard[Mapping]:
-    return isinstance(entry, Mapping) and "name" in entry
+def _named(entry: object) -> dict:
+    """An entry of an axis with its name apart from its parameters."""
+    return dict(entry) if isinstance(entry, Mapping) else {"name": entry}
 
 
 def _options(axis: str, entry: object, given: Mapping, catalogue: Catalogue) -> list[Option]:
@@ -180,7 +181,7 @@ def _options(axis: str, entry: object, given: Mapping, catalogue: Catalogue) -> 
     if (axis, entry) == ("device", AVAILABLE):
         found = (_options(axis, name, given, catalogue) for name in catalogue.names(axis))
         return [replace(option, optional=True) for option in itertools.chain(*found)]
-    entry = {"name": entry} if not isinstance(entry, Mapping) else dict(entry)
+    entry = _named(entry)
     name = str(entry.pop("name", None))
     config = catalogue.option(axis, name)
     for parameter in entry:

@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import TextIO
 
+from nystra_bench.words import count
+
 
 def duration(seconds: float) -> str:
     """A length of time for people: ``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
@@ -104,13 +106,13 @@ class Progress:
             self._line(f"[{self.done}/{len(self.names)}] {what}")
 
     def _remaining(self) -> str:
-        left = {kind: count - self.reached[kind] for kind, count in self.of_kind.items() if count > self.reached[kind]}
+        left = {kind: of - self.reached[kind] for kind, of in self.of_kind.items() if of > self.reached[kind]}
         if not self.done or not left:
             return ""
         paced = [kind for kind in left if self.reached[kind]]
         about = [f"about {duration(sum(self.spent[kind] / self.reached[kind] * left[kind] for kind in paced))}"]
         unlike = sum(left.values()) - sum(left[kind] for kind in paced)
-        words = (about if paced else []) + ([f"{unlike} cells of other kinds"] if unlike else [])
+        words = (about if paced else []) + ([f"{count(unlike, 'cell')} of other kinds"] if unlike else [])
         return f", {' and '.join(words)} left"
 
     def _line(self, text: str) -> None:

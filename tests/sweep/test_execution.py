@@ -96,7 +96,7 @@ def test_graphs_are_skipped_on_a_cpu_where_a_block_has_them_and_an_error_where_t
 @pytest.mark.parametrize("name", EXECUTION)
 def test_the_default_of_an_axis_is_accepted_and_a_bool_is_not(name):
     EXECUTION[name].check(EXECUTION[name].default)
-    with pytest.raises(UserError, match=rf"^{name}=(True|true) .*accepted are"):
+    with pytest.raises(UserError, match=rf"^{name}=true .*accepted are"):
         EXECUTION[name].check(True)
 
 

@@ -9,8 +9,7 @@ import pandas as pd
 from nystra_bench.report.base import Table
 from nystra_bench.report.columns import EMPTY, Column, ReadableTable, TableCell, readable_table
 from nystra_bench.report.frame import ReportData
-from nystra_bench.report.wording import count
-from nystra_bench.words import IDENTITY
+from nystra_bench.words import IDENTITY, count
 
 _NUMBERS = [
     Column("matrix_error", "attention matrix error", "‖P − P̂‖₂/‖P‖₂ with P = softmax(QKᵀ + B + M), the exact "

@@ -12,8 +12,8 @@ from nystra_bench.report.column import Column
 from nystra_bench.report.columns import EMPTY, ReadableTable, TableCell, number, plain, readable_table
 from nystra_bench.report.frame import GROUP, ReportData, within
 from nystra_bench.report.tables.contests import DEVIATION, Contest, contests
-from nystra_bench.report.wording import count, method_label, short_label
-from nystra_bench.words import ORIGINAL
+from nystra_bench.report.wording import method_label, short_label
+from nystra_bench.words import ORIGINAL, count
 
 RULES = (
     "Methods are compared in pairs, image by image, by their deviation PSNR. "
