@@ -40,8 +40,8 @@ APART = 100.0
 SAMPLE = 4
 """Every so many-th token takes part in Lloyd's steps."""
 
-EXACT_UP_TO = 768
-"""Tokens of the largest windows that fused exact attention is faster for, and clusters are not."""
+EXACT_UP_TO = 1024
+"""Tokens of the largest windows in which clusters take no less time than fused exact attention (docs/RESEARCH.md)."""
 
 SLAB = 4_000_000
 """Numbers that a step makes at once: 16 MB of float32."""
@@ -69,16 +69,17 @@ class NystraPlusV5Attention(CalibratedAttention):
 
     Windows of few tokens are attended exactly, by the fused kernel, where that takes less time.
 
-    Multiply-adds a token and head, D = d + r: about ``(b + K + 2 m) 2 D + 1.4 m D``. With m = 2 sqrt(N) and
-    K = 4 sqrt(N), the defaults, all of it grows like N^1.5.
+    Multiply-adds a token and head, D = d + r: about ``(b + K + 2 m) 2 D + 1.4 m D`` with b = max(32, N / m). With
+    m = 16 N^(1/4) and K = 32 N^(1/4), the defaults, all of it grows like N^1.25 up to N = 65,536.
 
     Args:
-        landmarks: m, the number of clusters; None for 2 sqrt(N).
-        exact_keys: K, the keys that a block of queries attends one by one beside its own, at most; None for 4 sqrt(N).
+        landmarks: m, the number of clusters; None for 16 N^(1/4).
+        exact_keys: K, the keys that a block of queries attends one by one beside its own, at most; None for
+            32 N^(1/4).
         bias_rank: r, the number of features that stand for the position bias; 0 leaves it out.
         clustering: steps of Lloyd's k-means on every fourth token, before all join their nearest cluster.
         residual: whether mean queries are looked at.
-        exact_up_to: tokens of the largest windows that are attended exactly; None for 768 where neither landmarks nor
+        exact_up_to: tokens of the largest windows that are attended exactly; None for 1,024 where neither landmarks nor
             exact_keys are given, and for none where they are.
         target_deviation: PSNR in dB that the output is to keep with that of exact attention. Landmarks, keys and rank
             are then chosen for each layer on a few images (``calibration.choose``), the other parameters as they are.
@@ -87,12 +88,14 @@ class NystraPlusV5Attention(CalibratedAttention):
         ValueError: a parameter is out of its range.
     """
 
-    version = "5.2"
+    version = "5.3"
     uses_bias = True
     folds_bias = True
     uses_mask = True
     rows_sum_to_one = True
     exact_with_all_landmarks = True
+    exact_usually = EXACT_UP_TO
+    """Tokens of the largest windows that are attended exactly where nothing else is asked for."""
 
     def __init__(
         self,
@@ -121,16 +124,16 @@ class NystraPlusV5Attention(CalibratedAttention):
 
     def sizes(self, tokens: int) -> Sizes:
         """m and K in windows of N tokens."""
-        root = math.isqrt(tokens)
-        landmarks = min(2 * root, tokens) if self.landmarks is None else self.landmarks
-        keys = 4 * root if self.exact_keys is None else self.exact_keys
+        root = tokens**0.25
+        landmarks = min(round(16 * root), tokens) if self.landmarks is None else self.landmarks
+        keys = round(32 * root) if self.exact_keys is None else self.exact_keys
         return Sizes(tokens, landmarks, min(keys, tokens))
 
     def is_exact(self, tokens: int) -> bool:
         """Whether windows of N tokens are attended exactly."""
         if self.exact_up_to is not None:
             return tokens <= self.exact_up_to
-        return tokens <= EXACT_UP_TO and self.landmarks is None and self.exact_keys is None
+        return tokens <= self.exact_usually and self.landmarks is None and self.exact_keys is None
 
     def about(self) -> dict[str, str]:
         """``kernel``: ``exact`` where the windows of the last call were, else ``clusters``."""

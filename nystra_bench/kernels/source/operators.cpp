@@ -1,7 +1,8 @@
-// The kernels as operators of PyTorch: torch.ops.nystra_bench.nystra_plus and .nystra, for the CPU, without gradients.
+// The kernels as operators of PyTorch: torch.ops.nystra_bench.nystra_plus, .nystra_plus_v5 and .nystra, for the CPU, without gradients.
 
 #include "nystra.h"
 #include "nystra_plus.h"
+#include "nystra_plus_v5.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -130,6 +131,55 @@ Tensor nystra_plus(
   return out;
 }
 
+Tensor nystra_plus_v5(
+    const Tensor& q,
+    const Tensor& k,
+    const Tensor& v,
+    const Tensor& queries,
+    const Tensor& keys,
+    const std::optional<Tensor>& regions,
+    const std::optional<Tensor>& masked,
+    const Tensor& candidates,
+    int64_t marks,
+    int64_t near,
+    int64_t block,
+    int64_t groups,
+    int64_t clustering,
+    const std::optional<Tensor>& places,
+    double scale) {
+  check_float32({&queries, &keys});
+  const Tensor out = output_like(v);
+  V5Inputs in{};
+  take(in, q, k, v, out, scale);
+  find(in, places);
+  TORCH_CHECK(queries.dim() == 3 && queries.size(0) == in.heads && queries.size(1) == in.tokens, "features do not fit");
+  TORCH_CHECK(keys.sizes() == queries.sizes() && queries.is_contiguous() && keys.is_contiguous(), "features do not fit");
+  TORCH_CHECK(candidates.scalar_type() == at::kLong && candidates.dim() == 1 && candidates.is_contiguous());
+  TORCH_CHECK(0 < marks && marks <= candidates.numel() && candidates.numel() <= in.tokens, "clusters do not fit");
+  TORCH_CHECK(0 <= near && 0 < block && block % 8 == 0 && groups >= 0 && clustering >= 0, "sizes do not fit");
+  TORCH_CHECK(groups == 0 || block % groups == 0, "groups do not fit the block");
+  TORCH_CHECK(regions.has_value() == masked.has_value(), "regions and masked windows belong together");
+  if (regions) {
+    TORCH_CHECK(regions->dim() == 3 && regions->size(1) == in.tokens && regions->is_contiguous(), "regions do not fit");
+    TORCH_CHECK(masked->scalar_type() == at::kBool && masked->numel() == regions->size(0) && masked->is_contiguous());
+    check_float32({&*regions});
+    in.regions = regions->const_data_ptr<float>();
+    in.region_columns = regions->size(2);
+    in.masked = masked->const_data_ptr<bool>();
+    in.masks = regions->size(0);
+  }
+  in.marks = marks, in.near = near, in.block = block, in.groups = groups, in.clustering = clustering;
+  in.rank = queries.size(2);
+  in.queries = queries.const_data_ptr<float>();
+  in.keys = keys.const_data_ptr<float>();
+  in.candidates = candidates.const_data_ptr<int64_t>();
+  in.candidate_count = candidates.numel();
+  for_heads<NystraPlusV5>(in, q, [](NystraPlusV5& worker, int64_t window, int64_t head, int64_t) {
+    worker.run(window, head);
+  });
+  return out;
+}
+
 Tensor nystra(
     const Tensor& q,
     const Tensor& k,
@@ -179,12 +229,17 @@ TORCH_LIBRARY(nystra_bench, library) {
       "Tensor centres, Tensor? regions, Tensor? masked, int iterations, bool exact_diagonal, Tensor? places, "
       "float scale) -> Tensor");
   library.def(
+      "nystra_plus_v5(Tensor q, Tensor k, Tensor v, Tensor queries, Tensor keys, Tensor? regions, Tensor? masked, "
+      "Tensor candidates, int marks, int near, int block, int groups, int clustering, Tensor? places, float scale) "
+      "-> Tensor");
+  library.def(
       "nystra(Tensor q, Tensor k, Tensor v, int height, int width, int rows, int columns, int iterations, "
       "float guard, bool norms_of_all, Tensor? places, float scale) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(nystra_bench, CPU, library) {
   library.impl("nystra_plus", &nystra_plus);
+  library.impl("nystra_plus_v5", &nystra_plus_v5);
   library.impl("nystra", &nystra);
 }
 

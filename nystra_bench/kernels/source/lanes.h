@@ -1,0 +1,180 @@
+// Softmax attention of a few queries, which lie in the lanes of vectors, to rows of keys and values anywhere in memory.
+#pragma once
+
+#include "tiles.h"
+
+namespace nystra {
+
+/// Lists of rows are filled up to so many, so that none is left over for a tile of its own.
+constexpr int64_t TOGETHER = 8;
+
+/// Lanes that are worked on at once: with their weights for `ATTENDED` rows they stay in the first cache.
+constexpr int64_t SLICE = 4 * W;
+
+/// Rows that are attended to at once.
+constexpr int64_t ATTENDED = 128;
+
+static_assert(ATTENDED % TOGETHER == 0);
+
+inline int64_t whole(int64_t count, int64_t of) {
+  return (count + of - 1) / of * of;
+}
+
+/// Rows of floats with a number each, as a list that can be filled up.
+struct List {
+  const float** rows;
+  float* starts;
+  int64_t count = 0;
+
+  void add(const float* row, float start) {
+    rows[count] = row;
+    starts[count++] = start;
+  }
+
+  /// Fills up to whole tiles with a row that counts for nothing.
+  void fill_up() {
+    while (count % TOGETHER) add(rows[count - 1], NOTHING);
+  }
+};
+
+/// `count` rows, `stride` apart and of `width` floats (whole vectors), as columns of a panel `lanes` wide; the last row
+/// again in the lanes that are left.
+inline void turn_into_lanes(
+    const float* rows, int64_t stride, int64_t count, int64_t width, float* panel, int64_t lanes) {
+  for (int64_t t = 0; t < lanes; t += W) {
+    alignas(64) float near[W * W];
+    const bool whole_vector = t + W <= count;
+    for (int64_t c = 0; c < width; c += W) {
+      const float* from = rows + t * stride + c;
+      if (!whole_vector)
+        for (int64_t r = 0; r < W; ++r)
+          Vec::loadu(rows + std::min(t + r, count - 1) * stride + c).store(near + r * W);
+      at::vec::transpose_mxn<float, static_cast<int>(W), static_cast<int>(W)>(
+          whole_vector ? from : near, whole_vector ? stride : W, panel + c * lanes + t, lanes);
+    }
+  }
+}
+
+/// Rows @ panel, plus each row's start: products[row * lanes + lane]. The list is filled up.
+inline void products(const List& list, int64_t first, int64_t count, const float* panel, int64_t lanes, int64_t depth,
+                     float* out) {
+  const auto tiles = [&]<int R, int C>(int64_t lane) {
+    for (int64_t i = 0; i < count; i += R) {
+      Tile<R, C> tile;
+      tile.start_from(list.starts + first + i);
+      const float* left[R];
+      std::copy_n(list.rows + first + i, R, left);
+      const float* across = panel + lane;
+      for (int64_t k = 0; k < depth; ++k, across += lanes) {
+        Vec columns[C];
+        c10::ForcedUnroll<C>{}([&](auto c) { columns[c] = Vec::loadu(across + c * W); });
+        c10::ForcedUnroll<R>{}([&](auto r) {
+          const Vec down(left[r][k]);
+          c10::ForcedUnroll<C>{}([&](auto c) { tile.value[r][c] = at::vec::fmadd(down, columns[c], tile.value[r][c]); });
+        });
+      }
+      tile.store(out + i * lanes + lane, lanes);
+    }
+  };
+  int64_t lane = 0;
+  for (; lane + 2 * W <= lanes; lane += 2 * W) tiles.template operator()<4, 2>(lane);
+  if (lane < lanes) tiles.template operator()<8, 1>(lane);
+}
+
+/// Attention of up to SLICE queries, with a running maximum.
+class Attending {
+ public:
+  /// Values of `width` floats, in whole vectors, `offset` floats behind the beginning of their rows.
+  Attending(Arena& arena, int64_t width) : width_(width) {
+    weights_ = arena.take(ATTENDED * SLICE);
+    sums_ = arena.take(width * SLICE);
+    for (float** row : {&top_, &total_}) *row = arena.take(SLICE);
+  }
+
+  /// Outputs (count, width) of the queries in the first lanes of a panel, to a list that is filled up.
+  ///
+  /// @param depth of the products of queries and keys, with which rows begin; `offset`: where their values do.
+  void run(const List& list, const float* panel, int64_t lanes, int64_t depth, int64_t offset, int64_t count, float* out) {
+    std::fill_n(sums_, width_ * lanes, 0.f);
+    std::fill_n(total_, lanes, 0.f);
+    std::fill_n(top_, lanes, NOTHING);
+    for (int64_t first = 0; first < list.count; first += ATTENDED) {
+      const int64_t rows = std::min(ATTENDED, list.count - first);
+      products(list, first, rows, panel, lanes, depth, weights_);
+      weigh(rows, lanes, first > 0);
+      add_values(list.rows + first, rows, lanes, offset);
+    }
+    write(lanes, count, out);
+  }
+
+ private:
+  void weigh(int64_t rows, int64_t lanes, bool again) {
+    for (int64_t t = 0; t < lanes; t += W) {
+      const Vec before = Vec::loadu(top_ + t);
+      Vec top = before;
+      for (int64_t i = 0; i < rows; ++i) top = larger(top, Vec::loadu(weights_ + i * lanes + t));
+      Vec total(0.f);
+      for (int64_t i = 0; i < rows; ++i) {
+        float* at = weights_ + i * lanes + t;
+        const Vec w = weight(Vec::loadu(at) - top);
+        w.store(at);
+        total = total + w;
+      }
+      if (again) {
+        const Vec factor = weight(before - top);
+        total = at::vec::fmadd(Vec::loadu(total_ + t), factor, total);
+        for (int64_t i = 0; i < width_; ++i) {
+          float* at = sums_ + i * lanes + t;
+          (Vec::loadu(at) * factor).store(at);
+        }
+      }
+      top.store(top_ + t);
+      total.store(total_ + t);
+    }
+  }
+
+  void add_values(const float* const* list, int64_t rows, int64_t lanes, int64_t offset) {
+    const auto tiles = [&]<int R, int C>(int64_t lane) {
+      for (int64_t i = 0; i < width_; i += R) {
+        Tile<R, C> tile;
+        tile.load(sums_ + i * lanes + lane, lanes);
+        const float* across = weights_ + lane;
+        for (int64_t k = 0; k < rows; ++k, across += lanes) {
+          const float* values = list[k] + offset + i;
+          Vec columns[C];
+          c10::ForcedUnroll<C>{}([&](auto c) { columns[c] = Vec::loadu(across + c * W); });
+          c10::ForcedUnroll<R>{}([&](auto r) {
+            const Vec down(values[r]);
+            c10::ForcedUnroll<C>{}([&](auto c) { tile.value[r][c] = at::vec::fmadd(down, columns[c], tile.value[r][c]); });
+          });
+        }
+        tile.store(sums_ + i * lanes + lane, lanes);
+      }
+    };
+    int64_t lane = 0;
+    for (; lane + 2 * W <= lanes; lane += 2 * W) tiles.template operator()<4, 2>(lane);
+    if (lane < lanes) tiles.template operator()<W, 1>(lane);
+  }
+
+  /// Sums over their totals, a query a row.
+  void write(int64_t lanes, int64_t count, float* out) {
+    for (int64_t t = 0; t < lanes; t += W) {
+      const Vec share = Vec(1.f) / Vec::loadu(total_ + t);
+      for (int64_t i = 0; i < width_; ++i) {
+        float* at = sums_ + i * lanes + t;
+        (Vec::loadu(at) * share).store(at);
+      }
+      alignas(64) float rows[W * W];
+      const int64_t there = std::min(W, count - t);
+      for (int64_t i = 0; i < width_ && there > 0; i += W) {
+        at::vec::transpose_mxn<float, static_cast<int>(W), static_cast<int>(W)>(sums_ + i * lanes + t, lanes, rows, W);
+        for (int64_t r = 0; r < there; ++r) std::copy_n(rows + r * W, W, out + (t + r) * width_ + i);
+      }
+    }
+  }
+
+  const int64_t width_;
+  float *weights_, *sums_, *top_, *total_;
+};
+
+} // namespace nystra
