@@ -15,14 +15,14 @@ from nystra_bench.attention.nystra_plus_v5 import NystraPlusV5Attention, places_
 class FusedNystraPlusV5Attention(NystraPlusV5Attention):
     """``nystra_plus_v5``, with a kernel that reads all that a block of queries attends to where it lies.
 
-    It gives what the eager form gives, but for rounding, and but for tokens that are as near to two clusters, or clusters
-    that matter as much to a block, but for rounding. Queries, keys and values are read as they lie, and the output is
-    written as (B * nW, N, H, d_v), which is what the projection after it reads; the kernel finds the windows of a map by
-    itself. bfloat16 is taken, too, with sums in float32. It is for CPUs.
+    It gives what the eager form gives, but for rounding, and but for tokens that are as near to two clusters, or
+    clusters that matter as much to a block, but for rounding. Queries, keys and values are read as they lie, and the
+    output is written as (B * nW, N, H, d_v), which is what the projection after it reads; the kernel finds the windows
+    of a map by itself. bfloat16 is taken, too, with sums in float32. It is for CPUs.
 
     Args:
         exact_up_to: as in the eager form, but the kernel is faster than exact attention in smaller windows: None for
-            256 where neither landmarks nor exact_keys are given.
+            512 where neither landmarks nor exact_keys are given.
         implementation: ``fused`` is the kernel, ``eager`` the form of ``nystra_plus_v5``, ``auto`` the kernel where it
             can run. Its library is built at first use, which ``setup_ms`` counts.
 
@@ -33,7 +33,7 @@ class FusedNystraPlusV5Attention(NystraPlusV5Attention):
         UserError: ``implementation=fused`` where there can be no kernel.
     """
 
-    exact_usually = 256
+    exact_usually = 512
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Kept(NamedTuple):
 
 
 def regions_of(window: Window) -> tuple[Tensor | None, Tensor | None]:
-    """Features (nW, N, regions) float32 of the regions, and which windows have more than one (nW,); None where none has.
+    """Features (nW, N, regions) float32, and which windows have more than one region (nW,); None where none has.
 
     Made once for all layers of maps with the same regions.
     """

@@ -27,6 +27,7 @@ KEEPS = {
     "nystra_plus",
     "nystra_plus_fused",
     "nystra_plus_v5",
+    "nystra_plus_v5_fused",
     "performer",
     "pisa",
     "rfa",

@@ -1,7 +1,7 @@
 """The kernel of version 5 gives what its eager form gives: all shapes, masks, maps, and layers of models.
 
-Which cluster a token joins and which clusters a block attends to are choices; where two are as good but for rounding, the
-forms may choose otherwise. Such windows and heads are few, and then no farther from exact attention.
+Which cluster a token joins and which clusters a block attends to are choices; where two are as good but for rounding,
+the forms may choose otherwise. Such windows and heads are few, and then no farther from exact attention.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def test_gradients_reach_the_inputs():
 
 
 def test_a_calibrated_layer_runs_the_kernel():
-    model = load_model("swinir_denoise_w8", window_size=32)
+    model = load_model("swinir_denoise_w8", window_size=32, position_bias="interpolate")
     image = torch.rand(1, model.channels, 32, 32, generator=torch.Generator().manual_seed(0))
     method = FusedNystraPlusV5Attention(target_deviation=30.0, implementation="fused")
     calibrate(model, method, [image])

@@ -37,6 +37,14 @@ struct List {
   }
 };
 
+/// Calls body.template operator()<R, C>(lane) for C vectors of lanes at a time, in tiles of R rows.
+template <class Body>
+C10_ALWAYS_INLINE void for_lanes(int64_t lanes, const Body& body) {
+  int64_t lane = 0;
+  for (; lane + 2 * W <= lanes; lane += 2 * W) body.template operator()<4, 2>(lane);
+  if (lane < lanes) body.template operator()<8, 1>(lane);
+}
+
 /// `count` rows, `stride` apart and of `width` floats (whole vectors), as columns of a panel `lanes` wide; the last row
 /// again in the lanes that are left.
 inline void turn_into_lanes(
@@ -55,30 +63,20 @@ inline void turn_into_lanes(
   }
 }
 
-/// Rows @ panel, plus each row's start: products[row * lanes + lane]. The list is filled up.
-inline void products(const List& list, int64_t first, int64_t count, const float* panel, int64_t lanes, int64_t depth,
-                     float* out) {
-  const auto tiles = [&]<int R, int C>(int64_t lane) {
+/// Rows @ panel, plus each row's start: out[row * lanes + lane]. `count` fills whole tiles.
+inline void products(
+    const List list, int64_t first, int64_t count, const float* panel, int64_t lanes, int64_t depth, float* out) {
+  // By value: what is read through a reference is read again after each store.
+  for_lanes(lanes, [=]<int R, int C>(int64_t lane) {
     for (int64_t i = 0; i < count; i += R) {
       Tile<R, C> tile;
       tile.start_from(list.starts + first + i);
       const float* left[R];
       std::copy_n(list.rows + first + i, R, left);
-      const float* across = panel + lane;
-      for (int64_t k = 0; k < depth; ++k, across += lanes) {
-        Vec columns[C];
-        c10::ForcedUnroll<C>{}([&](auto c) { columns[c] = Vec::loadu(across + c * W); });
-        c10::ForcedUnroll<R>{}([&](auto r) {
-          const Vec down(left[r][k]);
-          c10::ForcedUnroll<C>{}([&](auto c) { tile.value[r][c] = at::vec::fmadd(down, columns[c], tile.value[r][c]); });
-        });
-      }
+      tile.add_product([&](auto r, int64_t k) { return left[r][k]; }, panel + lane, lanes, depth);
       tile.store(out + i * lanes + lane, lanes);
     }
-  };
-  int64_t lane = 0;
-  for (; lane + 2 * W <= lanes; lane += 2 * W) tiles.template operator()<4, 2>(lane);
-  if (lane < lanes) tiles.template operator()<8, 1>(lane);
+  });
 }
 
 /// Attention of up to SLICE queries, with a running maximum.
@@ -88,7 +86,7 @@ class Attending {
   Attending(Arena& arena, int64_t width) : width_(width) {
     weights_ = arena.take(ATTENDED * SLICE);
     sums_ = arena.take(width * SLICE);
-    for (float** row : {&top_, &total_}) *row = arena.take(SLICE);
+    for (float** row : {&before_, &total_}) *row = arena.take(SLICE);
   }
 
   /// Outputs (count, width) of the queries in the first lanes of a panel, to a list that is filled up.
@@ -97,7 +95,7 @@ class Attending {
   void run(const List& list, const float* panel, int64_t lanes, int64_t depth, int64_t offset, int64_t count, float* out) {
     std::fill_n(sums_, width_ * lanes, 0.f);
     std::fill_n(total_, lanes, 0.f);
-    std::fill_n(top_, lanes, NOTHING);
+    std::fill_n(before_, lanes, NOTHING);
     for (int64_t first = 0; first < list.count; first += ATTENDED) {
       const int64_t rows = std::min(ATTENDED, list.count - first);
       products(list, first, rows, panel, lanes, depth, weights_);
@@ -108,52 +106,52 @@ class Attending {
   }
 
  private:
+  /// Products become weights against the largest; before it the sums of earlier rows were against another.
   void weigh(int64_t rows, int64_t lanes, bool again) {
-    for (int64_t t = 0; t < lanes; t += W) {
-      const Vec before = Vec::loadu(top_ + t);
-      Vec top = before;
-      for (int64_t i = 0; i < rows; ++i) top = larger(top, Vec::loadu(weights_ + i * lanes + t));
-      Vec total(0.f);
-      for (int64_t i = 0; i < rows; ++i) {
-        float* at = weights_ + i * lanes + t;
-        const Vec w = weight(Vec::loadu(at) - top);
-        w.store(at);
-        total = total + w;
-      }
-      if (again) {
-        const Vec factor = weight(before - top);
-        total = at::vec::fmadd(Vec::loadu(total_ + t), factor, total);
-        for (int64_t i = 0; i < width_; ++i) {
-          float* at = sums_ + i * lanes + t;
-          (Vec::loadu(at) * factor).store(at);
+    float* weights = weights_;
+    for_lanes(lanes, [=, this]<int, int C>(int64_t lane) {
+      Vec top[C], total[C];
+      c10::ForcedUnroll<C>{}([&](auto c) {
+        top[c] = Vec::loadu(before_ + lane + c * W);
+        total[c] = Vec(0.f);
+      });
+      for (int64_t i = 0; i < rows; ++i)
+        c10::ForcedUnroll<C>{}([&](auto c) { top[c] = larger(top[c], Vec::loadu(weights + i * lanes + lane + c * W)); });
+      for (int64_t i = 0; i < rows; ++i)
+        c10::ForcedUnroll<C>{}([&](auto c) {
+          float* at = weights + i * lanes + lane + c * W;
+          const Vec w = weight(Vec::loadu(at) - top[c]);
+          w.store(at);
+          total[c] = total[c] + w;
+        });
+      c10::ForcedUnroll<C>{}([&](auto c) {
+        const int64_t t = lane + c * W;
+        if (again) {
+          const Vec factor = weight(Vec::loadu(before_ + t) - top[c]);
+          total[c] = at::vec::fmadd(Vec::loadu(total_ + t), factor, total[c]);
+          for (int64_t i = 0; i < width_; ++i) {
+            float* at = sums_ + i * lanes + t;
+            (Vec::loadu(at) * factor).store(at);
+          }
         }
-      }
-      top.store(top_ + t);
-      total.store(total_ + t);
-    }
+        top[c].store(before_ + t);
+        total[c].store(total_ + t);
+      });
+    });
   }
 
   void add_values(const float* const* list, int64_t rows, int64_t lanes, int64_t offset) {
-    const auto tiles = [&]<int R, int C>(int64_t lane) {
-      for (int64_t i = 0; i < width_; i += R) {
+    const float* weights = weights_;
+    float* sums = sums_;
+    const int64_t width = width_;
+    for_lanes(lanes, [=]<int R, int C>(int64_t lane) {
+      for (int64_t i = 0; i < width; i += R) {
         Tile<R, C> tile;
-        tile.load(sums_ + i * lanes + lane, lanes);
-        const float* across = weights_ + lane;
-        for (int64_t k = 0; k < rows; ++k, across += lanes) {
-          const float* values = list[k] + offset + i;
-          Vec columns[C];
-          c10::ForcedUnroll<C>{}([&](auto c) { columns[c] = Vec::loadu(across + c * W); });
-          c10::ForcedUnroll<R>{}([&](auto r) {
-            const Vec down(values[r]);
-            c10::ForcedUnroll<C>{}([&](auto c) { tile.value[r][c] = at::vec::fmadd(down, columns[c], tile.value[r][c]); });
-          });
-        }
-        tile.store(sums_ + i * lanes + lane, lanes);
+        tile.load(sums + i * lanes + lane, lanes);
+        tile.add_product([&](auto r, int64_t k) { return list[k][offset + i + r]; }, weights + lane, lanes, rows);
+        tile.store(sums + i * lanes + lane, lanes);
       }
-    };
-    int64_t lane = 0;
-    for (; lane + 2 * W <= lanes; lane += 2 * W) tiles.template operator()<4, 2>(lane);
-    if (lane < lanes) tiles.template operator()<W, 1>(lane);
+    });
   }
 
   /// Sums over their totals, a query a row.
@@ -174,7 +172,7 @@ class Attending {
   }
 
   const int64_t width_;
-  float *weights_, *sums_, *top_, *total_;
+  float *weights_, *sums_, *before_, *total_;
 };
 
 } // namespace nystra

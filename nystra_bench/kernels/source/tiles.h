@@ -94,6 +94,19 @@ struct Tile {
     }
   }
 
+  /// Adds a product whose left side may lie anywhere: down(r, k); row k of right is `stride` further on than row k - 1.
+  template <class Down>
+  C10_ALWAYS_INLINE void add_product(const Down& down, const float* right, int64_t stride, int64_t depth) {
+    for (int64_t k = 0; k < depth; ++k, right += stride) {
+      Vec across[C];
+      c10::ForcedUnroll<C>{}([&](auto c) { across[c] = Vec::loadu(right + c * W); });
+      c10::ForcedUnroll<R>{}([&](auto r) {
+        const Vec left(down(r, k));
+        c10::ForcedUnroll<C>{}([&](auto c) { value[r][c] = at::vec::fmadd(left, across[c], value[r][c]); });
+      });
+    }
+  }
+
   /// Adds `apart` where a column is of another region than the row.
   C10_ALWAYS_INLINE void keep_apart(const float* rows, const float* columns, float apart) {
     each([&](auto r, auto c) {
