@@ -141,12 +141,15 @@ class NystraPlusV5Attention(CalibratedAttention):
 
     def candidates(self) -> dict[str, Attention]:
         return {
-            f"landmarks={landmarks} exact_keys={2 * landmarks} bias_rank={rank}": NystraPlusV5Attention(
-                landmarks, 2 * landmarks, rank, self.clustering, self.residual, self.exact_up_to
-            )
+            f"landmarks={landmarks} exact_keys={2 * landmarks} bias_rank={rank}": self.of_sizes(landmarks, rank)
             for landmarks in LANDMARKS
             for rank in BIAS_RANKS
         }
+
+    def of_sizes(self, landmarks: int, bias_rank: int) -> NystraPlusV5Attention:
+        """One that is like this otherwise, with twice as many keys as landmarks."""
+        others = self.clustering, self.residual, self.exact_up_to
+        return NystraPlusV5Attention(landmarks, 2 * landmarks, bias_rank, *others)
 
     def refuses(self, height: int, width: int) -> str | None:
         if self.target_deviation is None and self.landmarks is not None and self.landmarks > height * width:

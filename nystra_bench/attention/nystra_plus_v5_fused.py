@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nystra_bench.attention.base import Attention, Window
+from nystra_bench.attention.base import Window
 from nystra_bench.attention.implementation import DEFAULT, Implementation, Kernel, rows_together, windows_of
 from nystra_bench.attention.nystra_plus_v5 import NystraPlusV5Attention, places_of_candidates, region_features
 
@@ -55,20 +55,11 @@ class FusedNystraPlusV5Attention(NystraPlusV5Attention):
             return super().about()
         return self._form.about()
 
-    def candidates(self) -> dict[str, Attention]:
-        """Those of the eager form, which run in this one."""
-        return {
-            name: FusedNystraPlusV5Attention(
-                chosen.landmarks,
-                chosen.exact_keys,
-                chosen.bias_rank,
-                chosen.clustering,
-                chosen.residual,
-                chosen.exact_up_to,
-                implementation=self.implementation,
-            )
-            for name, chosen in super().candidates().items()
-        }
+    def of_sizes(self, landmarks: int, bias_rank: int) -> NystraPlusV5Attention:
+        others = self.clustering, self.residual, self.exact_up_to
+        return FusedNystraPlusV5Attention(
+            landmarks, 2 * landmarks, bias_rank, *others, implementation=self.implementation
+        )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, window: Window) -> Tensor:
         if self.is_exact(window.tokens):

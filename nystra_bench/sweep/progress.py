@@ -30,8 +30,8 @@ class Progress:
 
     Events are ``start`` (``keys``, and ``silent_s`` for timings), ``alive`` (``key``, ``done`` and ``of``: how far a
     long cell is; ``kept``: how many of those were done before), ``done`` and ``failed`` (``key``, ``status``,
-    ``reason``). ``start`` and ``alive`` of a job that measures a part of the images alone have ``images``: the first of
-    them, and the one behind the last.
+    ``reason``, and ``passes_s``: seconds in passes of models since the cell before). ``start`` and ``alive`` of a job
+    that measures a part of the images alone have ``images``: the first of them, and the one behind the last.
 
     What is left is told by the pace of cells of the same kind, since a timing may take a hundred times as long as a
     cell of quality; cells of a kind that none is done of are counted, and not in it.
@@ -52,6 +52,7 @@ class Progress:
         self.reached: Counter[str] = Counter()  # how many those are, by kind
         self.of_kind = Counter(self.kinds.values())
         self.spent: dict[str, float] = defaultdict(float)  # seconds, by kind
+        self.passes_s = 0.0
         self.started = self.spoke = self.marked = time.monotonic()
         self.begun: dict[tuple[str, tuple[int, ...]], float] = {}  # when a cell was, or a part of its images
 
@@ -81,6 +82,7 @@ class Progress:
 
     def _ended(self, event: dict) -> None:
         self.done += 1
+        self.passes_s += event.get("passes_s", 0.0)
         self.together.discard(event["key"])
         new = {event["key"], *self.together} - self.counted
         self.counted |= new
@@ -135,5 +137,9 @@ class Progress:
     def close(self) -> None:
         if self.on_terminal:
             self._write("\r\x1b[K")
-        self._line(f"{self.done} cells in {duration(time.monotonic() - self.started)}") if self.done else None
+        if self.done:
+            took = time.monotonic() - self.started
+            # Several workers at a time may be in passes for longer than all took.
+            passes = f", {self.passes_s / took:.0%} of it in passes of models" if 0 < self.passes_s <= took else ""
+            self._line(f"{count(self.done, 'cell')} in {duration(took)}{passes}")
         self.stream.flush()

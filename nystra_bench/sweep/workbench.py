@@ -125,6 +125,7 @@ class Workbench:
         """Which images alone are to be measured and kept: the first of them, and the one behind the last; None: all."""
         self.settled: set[str] = set()
         """Keys of the cells that have a result or a failure, or whose part is kept."""
+        self._passes_s = 0.0
 
     # ----------------------------------------------------------------- what is loaded once
 
@@ -211,8 +212,11 @@ class Workbench:
     def call(self, model: WindowedModel, x: Tensor, eager: bool = False) -> Tensor:
         """What a user of the model would call: on whole images, or on tiles where the run says so."""
         restore = model if eager or self.compiled is None else partial(self.compiled, model)
-        tiling = self.request["tiling"]
-        return restore_in_tiles(restore, x, **tiling, scale=model.scale) if tiling else restore(x)
+        tiling, started = self.request["tiling"], time.perf_counter()
+        try:
+            return restore_in_tiles(restore, x, **tiling, scale=model.scale) if tiling else restore(x)
+        finally:
+            self._passes_s += time.perf_counter() - started
 
     def compile(self, model: WindowedModel) -> float:
         """Make a model ready for the first input, where it is not run eagerly; gives the seconds that it took."""
@@ -320,6 +324,11 @@ class Workbench:
     def _part(self) -> dict:
         return {"images": list(self.images)} if self.images else {}
 
+    def _since(self) -> dict:
+        """Seconds in passes of models since the last cell was settled; on a GPU calls return before they are done."""
+        passes_s, self._passes_s = self._passes_s, 0.0
+        return {"passes_s": passes_s} if self.device == "cpu" else {}
+
     def save(self, job: Job, measured: dict | Measured, started: float) -> None:
         """Keep what was measured; ``started`` is the ``time.perf_counter()`` of its begin."""
         found = measured if isinstance(measured, Measured) else Measured(measured)
@@ -340,7 +349,8 @@ class Workbench:
             environment=self._environment(),
         )
         self.settled.add(job.cell.key)
-        self.tell({"event": "done", "key": job.cell.key, "status": found.status, "reason": found.reason})
+        event = {"event": "done", "key": job.cell.key, "status": found.status, "reason": found.reason}
+        self.tell(event | self._since())
 
     def _recipe(self, job: Job) -> dict:
         """The configurations that the cell was measured by: what ``python -m nystra_bench.replay`` repeats it from."""
@@ -363,4 +373,5 @@ class Workbench:
         print(f"{job.cell.describe()}\n{text}", file=sys.stderr, flush=True)
         self.store.fail(job.cell, status_of(error), reason_of(error), text)
         self.settled.add(job.cell.key)
-        self.tell({"event": "failed", "key": job.cell.key, "status": status_of(error), "reason": reason_of(error)})
+        event = {"event": "failed", "key": job.cell.key, "status": status_of(error), "reason": reason_of(error)}
+        self.tell(event | self._since())

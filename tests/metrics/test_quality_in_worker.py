@@ -119,6 +119,7 @@ def run(tmp_path_factory):
         sys.path.remove(str(folder))
         torch.set_num_threads(threads)
     assert [event["event"] for event in events] == ["start", "alive", "alive", "done"] * 2, events
+    assert all(event["passes_s"] > 0 for event in events if event["event"] == "done")
     values = {name: worker.bench.store.result(quality_cell(name).key)["value"] for name in ("exact", "identity")}
     cells = [{"key": c.key, "cell": c.content, "status": "planned", "reason": None} for c in map(quality_cell, values)]
     plan = {"schema": SCHEMA, "sweep": "demo", "cells": cells}

@@ -59,6 +59,18 @@ def test_plain_lines_with_reasons_and_the_remaining_time(clock):
     ]
 
 
+@pytest.mark.parametrize("seconds, said", [(15, ", 75% of it in passes of models"), (0, ""), (30, "")])
+def test_how_much_of_the_time_models_took(clock, seconds, said):
+    """Nothing where none is known, or where several workers at a time were in passes for longer than all took."""
+    stream = io.StringIO()
+    tell = Progress(NAMES, stream)
+    clock[0] = 40
+    tell({"event": "done", "key": "a", "status": "done", "passes_s": seconds})
+    tell({"event": "failed", "key": "b", "status": "failed", "reason": "no luck", "passes_s": seconds})
+    tell.close()
+    assert stream.getvalue().splitlines()[-1] == f"2 cells in 40 s{said}"
+
+
 def test_one_redrawn_line_on_a_terminal(clock):
     stream = Terminal()
     tell = Progress(NAMES, stream)

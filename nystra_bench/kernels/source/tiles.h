@@ -129,9 +129,20 @@ C10_ALWAYS_INLINE void for_tiles(int64_t rows, int64_t vectors, const Body& body
   if (vector < vectors) column.template operator()<1>(vector);
 }
 
-/// exp of logits less the largest, 0 below FAINT; what is not finite becomes NaN, which a clamp inside would hide.
+/// exp of logits less the largest, to 2 10^-7, and 0 below FAINT; what is not finite becomes NaN.
+///
+/// x = n ln 2 + r: e^r by a polynomial (of degree 5, Chebyshev, |r| <= ln 2 / 2), whose exponent is raised by n. The
+/// sum with 1.5 2^23 rounds x / ln 2 to n, and has n in its last bits.
 C10_ALWAYS_INLINE Vec weight(const Vec& x) {
-  const Vec plain = Vec::blendv(x.exp_u20(), Vec(0.f), x < Vec(FAINT));
+  using Bits = at::vec::Vectorized<int32_t>;
+  constexpr float ROUNDING = 12582912.f, LOG2_E = 1.44269504f, LN2 = 0.693147182f;
+  constexpr float POWERS[] = {8.3751289e-3f, 4.1917530e-2f, 0.16666415f, 0.49998869f, 1.f, 1.f};
+  const Vec rounded = at::vec::fmadd(x, Vec(LOG2_E), Vec(ROUNDING));
+  const Vec r = at::vec::fmadd(Vec(ROUNDING) - rounded, Vec(LN2), x);
+  Vec power(POWERS[0]);
+  c10::ForcedUnroll<5>{}([&](auto i) { power = at::vec::fmadd(power, r, Vec(POWERS[i + 1])); });
+  const Bits raised = at::vec::cast<int32_t>(power) + (at::vec::cast<int32_t>(rounded) << Bits(23));
+  const Vec plain = Vec::blendv(at::vec::cast<float>(raised), Vec(0.f), x < Vec(FAINT));
   return at::vec::fmadd(x, Vec(0.f), plain);
 }
 
