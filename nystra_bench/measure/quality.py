@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -39,7 +40,11 @@ class Quality(Measurement):
     execution = ("runtime", "memory_format")  # images are restored one by one, whatever the batch
     by_image = True
     place = 30
-    columns = (Column("images", "images", "Number of images the quality is a mean over.", 0),)
+    columns = (
+        Column("images", "images", "Number of images the quality is a mean over.", 0),
+        Column("identical", "identical", "Images that come out as exact attention gives them, to the last bit. Their "
+               "deviation is infinite, and the mean is over the others.", 0),
+    )  # fmt: skip
     row_columns = ("image", "height", "width", "metric", "value")
 
     @property
@@ -65,13 +70,21 @@ class Quality(Measurement):
         return {**value, "images": images, "set": _part(value.get("set", {}), parts), "describe": describe}
 
     def scalars(self, value: Mapping, cell: Mapping) -> dict[str, Any]:
-        """Means over the images, and the numbers of the whole set; the degraded input's are called ``input_…``."""
+        """Means over the images, and the numbers of the whole set; the degraded input's are called ``input_…``.
+
+        ``identical`` is there where some images, but not all, are as the original's to the last bit.
+        """
         collected: dict[str, list[float]] = defaultdict(list)
         for image in value["images"]:
             for name, found in _metrics(image):
                 collected[name].append(number(found))
         of_set = {name: number(found) for name, found in _metrics(value.get("set", {}))}
-        return {"images": len(value["images"])} | {name: mean(numbers) for name, numbers in collected.items()} | of_set
+        identical = collected.get("deviation_psnr", []).count(math.inf)
+        counts = {"images": len(value["images"])}
+        counts |= {"identical": identical} if 0 < identical < len(collected["deviation_psnr"]) else {}
+        better = {name for name, about in self.describe(value).items() if about.get("higher_is_better")}
+        means = {name: mean(found, name.removeprefix("input_") in better) for name, found in collected.items()}
+        return counts | means | of_set
 
     def rows(self, value: Mapping, cell: Mapping) -> list[dict]:
         return [
@@ -99,10 +112,15 @@ def _part(of: Mapping, names: set[str]) -> dict:
     return {kind: {n: x for n, x in of.get(kind, {}).items() if n in names} for kind in ("metrics", "input")}
 
 
-def mean(numbers: list[float]) -> float:
-    """The mean; infinite where a number is, ``nan`` where one is or where infinities of both signs meet."""
+def mean(numbers: list[float], higher_is_better: bool = False) -> float:
+    """The mean; ``nan`` where a number is, or where infinities of both signs meet.
+
+    Infinite where a number is infinitely bad. Images that are infinitely good, being identical to what they are
+    compared with, count only where all are: of the others the mean would say nothing.
+    """
+    counted = [x for x in numbers if not (higher_is_better and x == math.inf)] or numbers
     with np.errstate(invalid="ignore"):
-        return float(np.mean(numbers))
+        return float(np.mean(counted))
 
 
 def _metrics(part: Mapping) -> list[tuple[str, Any]]:
