@@ -24,6 +24,7 @@ from torch import Tensor
 from benchmarks.common import (
     OURS,
     PUBLISHED,
+    VERSION_5,
     Roofline,
     alone,
     announce,
@@ -53,6 +54,7 @@ COMPILED = "nystra compiled"
 EAGER = {OURS: "nystra_plus", PUBLISHED: "nystra", COMPILED: "nystra"}
 RATIOS = [(name, OURS) for name in ("sdpa", "exact", "nystra", COMPILED, "nystra_plus")]
 RATIOS += [("nystra", PUBLISHED), (COMPILED, PUBLISHED), ("nystra", COMPILED)]
+RATIOS += [("sdpa", VERSION_5)]
 
 
 class Setting(NamedTuple):
@@ -100,7 +102,7 @@ def contest(setting: Setting, chosen: argparse.Namespace) -> Contest:
         found.calls[name] = lambda a=attention, w=window: a(*tensors, w)
     if chosen.compiled:
         _add_compiled(found, made["nystra"], tensors, setting)
-    for name in (OURS, PUBLISHED):
+    for name in (OURS, VERSION_5, PUBLISHED):
         found.flops[name] = made[name].flops(len(tensors[0]), HEADS, setting.side**2, setting.dim, setting.dim)
     for name, eager in EAGER.items():
         if name in found.calls:

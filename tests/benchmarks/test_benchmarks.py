@@ -92,7 +92,8 @@ def test_attention_alone(common, monkeypatch):
         said = attention.measure(attention.Setting(16, 8), QUICK, chosen)
     text = "\n".join(said)
     assert text.startswith("### 4 × N = 256, d = 8, m = 4")
-    for part in ("sdpa / nystra_plus fused", "exact / nystra_plus fused", "nystra / nystra fused", "A/A", "roofline"):
+    ratios = ("sdpa / nystra_plus fused", "sdpa / nystra_plus_v5 fused")
+    for part in (*ratios, "exact / nystra_plus fused", "nystra / nystra fused", "A/A", "roofline"):
         assert part in text
     assert "compiled" not in text
     deviations = [float(line.split()[-1]) for line in said if "deviates from" in line]
