@@ -92,7 +92,8 @@ class Attending {
   /// Outputs (count, width) of the queries in the first lanes of a panel, to a list that is filled up.
   ///
   /// @param depth of the products of queries and keys, with which rows begin; `offset`: where their values do.
-  void run(const List& list, const float* panel, int64_t lanes, int64_t depth, int64_t offset, int64_t count, float* out) {
+  void run(
+      const List& list, const float* panel, int64_t lanes, int64_t depth, int64_t offset, int64_t count, float* out) {
     std::fill_n(sums_, width_ * lanes, 0.f);
     std::fill_n(total_, lanes, 0.f);
     std::fill_n(before_, lanes, NOTHING);
@@ -116,7 +117,9 @@ class Attending {
         total[c] = Vec(0.f);
       });
       for (int64_t i = 0; i < rows; ++i)
-        c10::ForcedUnroll<C>{}([&](auto c) { top[c] = larger(top[c], Vec::loadu(weights + i * lanes + lane + c * W)); });
+        c10::ForcedUnroll<C>{}([&](auto c) {
+          top[c] = larger(top[c], Vec::loadu(weights + i * lanes + lane + c * W));
+        });
       for (int64_t i = 0; i < rows; ++i)
         c10::ForcedUnroll<C>{}([&](auto c) {
           float* at = weights + i * lanes + lane + c * W;

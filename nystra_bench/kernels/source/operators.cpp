@@ -1,4 +1,5 @@
-// The kernels as operators of PyTorch: torch.ops.nystra_bench.nystra_plus, .nystra_plus_v5 and .nystra, for the CPU, without gradients.
+// The kernels as operators of PyTorch, torch.ops.nystra_bench.nystra_plus, .nystra_plus_v5 and .nystra, for the CPU,
+// without gradients.
 
 #include "nystra.h"
 #include "nystra_plus.h"
@@ -153,7 +154,8 @@ Tensor nystra_plus_v5(
   take(in, q, k, v, out, scale);
   find(in, places);
   TORCH_CHECK(queries.dim() == 3 && queries.size(0) == in.heads && queries.size(1) == in.tokens, "features do not fit");
-  TORCH_CHECK(keys.sizes() == queries.sizes() && queries.is_contiguous() && keys.is_contiguous(), "features do not fit");
+  TORCH_CHECK(keys.sizes() == queries.sizes(), "features do not fit");
+  TORCH_CHECK(queries.is_contiguous() && keys.is_contiguous());
   TORCH_CHECK(candidates.scalar_type() == at::kLong && candidates.dim() == 1 && candidates.is_contiguous());
   TORCH_CHECK(0 < marks && marks <= candidates.numel() && candidates.numel() <= in.tokens, "clusters do not fit");
   TORCH_CHECK(0 <= near && 0 < block && block % 8 == 0 && groups >= 0 && clustering >= 0, "sizes do not fit");
