@@ -29,6 +29,12 @@ def shifted(height, width) -> torch.Tensor:
     return shift_regions(2 * height, 2 * width, (height, width), (height // 2, width // 2))
 
 
+def errors_of_heads(actual, expected) -> torch.Tensor:
+    """Relative RMS differences (B * nW, H)."""
+    apart = (actual.double() - expected).flatten(2).norm(dim=-1)
+    return apart / expected.double().flatten(2).norm(dim=-1).clamp(1e-30)
+
+
 CASES = {
     "default": ((16, 16), 30, {}),
     "narrow": ((16, 16), 10, {}),

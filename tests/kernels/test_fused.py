@@ -7,9 +7,9 @@ import torch
 from attention_references import random_qkv, relative_error, smooth_qkv
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import CASES, CLOSE, HEADS, shifted, window_of
+from kernel_cases import CASES, CLOSE, HEADS, errors_of_heads, shifted, window_of
 
-from nystra_bench import kernels, load_model
+from nystra_bench import load_model
 from nystra_bench.attention.base import Window
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.nystra import NystraAttention
@@ -21,18 +21,7 @@ from nystra_bench.models import calibrate, named_attention_sites, plug
 from nystra_bench.models.checkpoints import BUNDLED
 from nystra_bench.models.swinir import SwinIR, SwinIRSpec
 
-
-@pytest.fixture(scope="module", autouse=True)
-def kernels_here():
-    """They are built once for all test processes, and kept for later runs."""
-    if reason := kernels.unusable():
-        pytest.skip(f"there are no kernels here: {reason}")
-
-
-@pytest.fixture(autouse=True)
-def without_gradients():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("kernels_here", "without_gradients")
 
 
 def errors(parameters, qkv, make_window) -> float:
@@ -193,11 +182,6 @@ def test_every_layer_of_a_bundled_model(weights):
         if apart.any():
             exact = NystraPlusAttention()(q.double(), k.double(), v.double(), Window(height, width, *makers))
             assert errors_of_heads(fused, exact)[apart].max() < CLOSE
-
-
-def errors_of_heads(actual, expected) -> torch.Tensor:
-    """Relative RMS differences (B * nW, H)."""
-    return (actual.double() - expected).flatten(2).norm(dim=-1) / expected.double().flatten(2).norm(dim=-1)
 
 
 def test_a_calibrated_layer_runs_the_kernel():

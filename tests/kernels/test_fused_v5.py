@@ -11,9 +11,9 @@ import torch
 from attention_references import random_qkv, relative_error, smooth_qkv
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import CLOSE, HEADS, shifted, window_of
+from kernel_cases import CLOSE, HEADS, errors_of_heads, shifted, window_of
 
-from nystra_bench import kernels, load_model
+from nystra_bench import load_model
 from nystra_bench.attention.base import Window
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.identity import IdentityAttention
@@ -24,6 +24,8 @@ from nystra_bench.models import calibrate, named_attention_sites, plug
 from nystra_bench.models.checkpoints import BUNDLED
 from nystra_bench.models.cutting import in_windows, shift_regions, window_places
 from nystra_bench.models.windows import merge_heads, split_heads
+
+pytestmark = pytest.mark.usefixtures("kernels_here", "without_gradients")
 
 ALWAYS = {"exact_up_to": 0}
 """Clusters whatever the window."""
@@ -52,25 +54,8 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels_here():
-    if reason := kernels.unusable():
-        pytest.skip(f"there are no kernels here: {reason}")
-
-
-@pytest.fixture(autouse=True)
-def without_gradients():
-    with torch.inference_mode():
-        yield
-
-
 def fused_form(**parameters) -> FusedNystraPlusV5Attention:
     return FusedNystraPlusV5Attention(**{**ALWAYS, **parameters}, implementation="fused")
-
-
-def errors_of_heads(actual, expected) -> torch.Tensor:
-    """Relative RMS differences (B * nW, H)."""
-    return (actual.double() - expected).flatten(2).norm(dim=-1) / expected.double().flatten(2).norm(dim=-1).clamp(1e-30)
 
 
 def agree(fused, eager, exact) -> None:

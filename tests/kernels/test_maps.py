@@ -7,7 +7,7 @@ import torch
 from attention_references import relative_error
 from kernel_cases import CLOSE, HEADS, window_of
 
-from nystra_bench import kernels, load_model
+from nystra_bench import load_model
 from nystra_bench.attention.exact import ExactAttention
 from nystra_bench.attention.identity import IdentityAttention
 from nystra_bench.attention.nystra_fused import FusedNystraAttention
@@ -18,6 +18,8 @@ from nystra_bench.models.cutting import in_windows, shift_regions, window_places
 from nystra_bench.models.fiwhn import FIWHN, FIWHNSpec
 from nystra_bench.models.uformer import Uformer, UformerSpec
 from nystra_bench.models.windows import merge_heads, split_heads
+
+pytestmark = pytest.mark.usefixtures("kernels_here", "without_gradients")
 
 METHODS = (FusedNystraPlusAttention, FusedNystraAttention)
 
@@ -30,18 +32,6 @@ MAPS = {
     "lying": ((3, 2), (4, 32), (2, 16), 10),
     "a row": ((3, 1), (1, 40), (0, 0), 16),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kernels_here():
-    if reason := kernels.unusable():
-        pytest.skip(f"there are no kernels here: {reason}")
-
-
-@pytest.fixture(autouse=True)
-def without_gradients():
-    with torch.inference_mode():
-        yield
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
