@@ -1,7 +1,7 @@
 """How the time and memory of version 5 grow with N, beside others': ``python scripts/law_of_cost.py``.
 
-Attention alone, one window of 4 heads of 16 channels without a bias, N = 1,024 to 16,384 tokens: median ms, peak MB, and
-the exponents that are fitted to them and to the counted operations, with 95 % intervals.
+Attention alone, one window of 4 heads of 16 channels without a bias, N = 1,024 to 16,384 tokens: median ms, peak MB,
+and the exponents that are fitted to them and to the counted operations, with 95 % intervals.
 """
 
 from __future__ import annotations
