@@ -6,10 +6,12 @@ law = script("law_of_cost")
 
 
 def test_a_table_with_exponents(monkeypatch, capsys):
+    few = dict(list(law.compared().items())[::3])
+    monkeypatch.setattr(law, "compared", lambda: few)
     monkeypatch.setattr("sys.argv", ["law_of_cost.py", "--sides", "4", "6", "8"])
     law.main()
     head, _, *rows = capsys.readouterr().out.splitlines()
-    assert "N = 16: ms, MB" in head and len(rows) == len(law.compared())
+    assert "N = 16: ms, MB" in head and len(rows) == len(few) == 2
     for row in rows:
         *_, time, memory, operations, _ = (cell.strip() for cell in row.split("|"))
         assert all("–" in cell for cell in (time, memory, operations))

@@ -63,7 +63,7 @@ def test_plain_lines_with_reasons_and_the_remaining_time(clock):
 def test_how_much_of_the_time_models_took(clock, seconds, said):
     """Nothing where none is known, or where several workers at a time were in passes for longer than all took."""
     stream = io.StringIO()
-    tell = Progress(NAMES, stream)
+    tell = Progress({"a": "cell a", "b": "cell b"}, stream)
     clock[0] = 40
     tell({"event": "done", "key": "a", "status": "done", "passes_s": seconds})
     tell({"event": "failed", "key": "b", "status": "failed", "reason": "no luck", "passes_s": seconds})
