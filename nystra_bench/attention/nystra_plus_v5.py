@@ -40,9 +40,6 @@ APART = 100.0
 SAMPLE = 4
 """Every so many-th token takes part in Lloyd's steps."""
 
-EXACT_UP_TO = 1024
-"""Tokens of the largest windows in which clusters take no less time than fused exact attention (docs/RESEARCH.md)."""
-
 SLAB = 4_000_000
 """Numbers that a step makes at once: 16 MB of float32."""
 
@@ -94,8 +91,9 @@ class NystraPlusV5Attention(CalibratedAttention):
     uses_mask = True
     rows_sum_to_one = True
     exact_with_all_landmarks = True
-    exact_usually = EXACT_UP_TO
-    """Tokens of the largest windows that are attended exactly where nothing else is asked for."""
+    exact_usually = 1024
+    """Tokens of the largest windows in which clusters take no less time than fused exact attention (docs/RESEARCH.md):
+    those are attended exactly where nothing else is asked for."""
 
     def __init__(
         self,

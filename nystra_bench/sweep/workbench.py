@@ -324,10 +324,15 @@ class Workbench:
     def _part(self) -> dict:
         return {"images": list(self.images)} if self.images else {}
 
-    def _since(self) -> dict:
-        """Seconds in passes of models since the last cell was settled; on a GPU calls return before they are done."""
+    def _settle(self, job: Job, event: str, status: str, reason: str | None) -> None:
+        """Tell that a cell has a result or a failure, and the seconds in passes of models since the one before.
+
+        Not on a GPU, where calls return before they are done.
+        """
+        self.settled.add(job.cell.key)
         passes_s, self._passes_s = self._passes_s, 0.0
-        return {"passes_s": passes_s} if self.device == "cpu" else {}
+        told = {"event": event, "key": job.cell.key, "status": status, "reason": reason}
+        self.tell(told | ({"passes_s": passes_s} if self.device == "cpu" else {}))
 
     def save(self, job: Job, measured: dict | Measured, started: float) -> None:
         """Keep what was measured; ``started`` is the ``time.perf_counter()`` of its begin."""
@@ -348,9 +353,7 @@ class Workbench:
             recipe=self._recipe(job),
             environment=self._environment(),
         )
-        self.settled.add(job.cell.key)
-        event = {"event": "done", "key": job.cell.key, "status": found.status, "reason": found.reason}
-        self.tell(event | self._since())
+        self._settle(job, "done", found.status, found.reason)
 
     def _recipe(self, job: Job) -> dict:
         """The configurations that the cell was measured by: what ``python -m nystra_bench.replay`` repeats it from."""
@@ -372,6 +375,4 @@ class Workbench:
         text = "".join(traceback.format_exception(error))
         print(f"{job.cell.describe()}\n{text}", file=sys.stderr, flush=True)
         self.store.fail(job.cell, status_of(error), reason_of(error), text)
-        self.settled.add(job.cell.key)
-        event = {"event": "failed", "key": job.cell.key, "status": status_of(error), "reason": reason_of(error)}
-        self.tell(event | self._since())
+        self._settle(job, "failed", status_of(error), reason_of(error))

@@ -1,11 +1,12 @@
 """The command that fits exponents to what version 5 costs."""
 
-from script_modules import script
-
-law = script("law_of_cost")
+import importlib
+from pathlib import Path
 
 
 def test_a_table_with_exponents(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2]))
+    law = importlib.import_module("benchmarks.law_of_cost")
     few = dict(list(law.compared().items())[::3])
     monkeypatch.setattr(law, "compared", lambda: few)
     monkeypatch.setattr("sys.argv", ["law_of_cost.py", "--sides", "4", "6", "8"])
