@@ -117,6 +117,12 @@ def _mount(*words: str) -> bool:
     return subprocess.run(["mount", *words], capture_output=True, check=False).returncode == 0
 
 
+def _mount_read_only(folder: Path) -> None:
+    """While a file under it is being written the kernel refuses (busy), so it is asked again."""
+    assert _mount("--bind", str(folder), str(folder))
+    assert any(_mount("-o", "remount,ro,bind", str(folder)) or time.sleep(0.01) for _ in range(500))
+
+
 def _no_mounts() -> str | None:
     if os.geteuid() or shutil.which("mount") is None:
         return "file systems are mounted by root alone"
@@ -180,7 +186,7 @@ def store_becomes_read_only(arena: Arena, chance: Random) -> int:
     with arena.running() as run:
         run.wait_for_a_moment(chance)
         if os.geteuid() == 0:
-            assert _mount("--bind", str(store), str(store)) and _mount("-o", "remount,ro,bind", str(store))
+            _mount_read_only(store)
         else:
             store.chmod(0o500)
         ended = run.ends()
