@@ -34,7 +34,7 @@ CONFIGS = ROOT / "configs"
 USUAL = ("bound", "landmarks", "panel", "pareto")
 """Figures of quality, latency and spectral errors."""
 
-OWN_CASES = {"propagation": "by_layer", "scaling": "without_models"}
+OWN_CASES = {"layer_errors": "by_layer", "propagation": "by_layer", "scaling": "without_models"}
 """Figures of what ``SyntheticStore.fill`` does not hold, with the case that does."""
 
 
