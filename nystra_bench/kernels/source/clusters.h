@@ -191,7 +191,10 @@ class Clusters {
 
   void add_to_sums(int64_t first) {
     const int64_t last = std::min(first + BLOCK, in_.tokens);
-    for (int64_t t = first; t < last; ++t) join(t, labels_[t]);
+    for (int64_t t = first; t < last; ++t) {
+      v_.fetch(t + AHEAD);
+      join(t, labels_[t]);
+    }
     for (auto it = more_.rbegin(); it != more_.rend() && it->first >= first; ++it) join(it->first, it->second);
   }
 

@@ -102,7 +102,10 @@ class Nystra {
         const int64_t start = key_chunks_.start(chunk);
         Vec sum(0.f);
         for (int64_t y = top; y < bottom; ++y)
-          for (int64_t x = left; x < right; ++x) sum = sum + Vec::loadu(tokens.row(y * in_.width + x) + start);
+          for (int64_t x = left; x < right; ++x) {
+            if (chunk == 0) tokens.fetch((y + 1) * in_.width + x);
+            sum = sum + Vec::loadu(tokens.row(y * in_.width + x) + start);
+          }
         (sum * Vec(share)).store(landmarks + cell * dim_ + start);
       }
     }
@@ -138,6 +141,7 @@ class Nystra {
     std::fill_n(sums_, in_.marks(), 0.f);
     for (int64_t first = 0; first < in_.tokens; first += BLOCK) {
       const int64_t count = std::min(BLOCK, in_.tokens - first), width = block_width(first, in_.tokens);
+      for (int64_t t = first; t < first + count; ++t) v_.fetch(t);
       kernel_of_block(keys, 1.f, queries, first, width);
       for (int64_t i = 0; i < in_.marks(); ++i) {
         float* row = block_ + i * BLOCK;
@@ -186,6 +190,7 @@ class Nystra {
         (Vec(1.f) / sum).store(factor + t);
       }
       for_tiles(count, value_chunks_.count(), [&]<int R, int C>(int64_t t, int64_t chunk) {
+        for (int64_t r = 0; r < R && chunk == 0; ++r) out_.fetch(first + t + r + AHEAD);
         Tile<R, C> tile;
         tile.clear();
         tile.add_product(block_ + t, 1, BLOCK, beside<C>(values_ + chunk * W), value_row_, in_.marks());

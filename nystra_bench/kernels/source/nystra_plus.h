@@ -163,6 +163,7 @@ class NystraPlus : Clusters {
       (beyond * inverse).store(own + t);
     }
     for_tiles(count, value_chunks_.count(), [&]<int R, int C>(int64_t t, int64_t chunk) {
+      for (int64_t r = 0; r < R && chunk == 0; ++r) out_.fetch(first + t + r + AHEAD);
       Tile<R, C> tile;
       tile.clear();
       tile.add_product(block_ + t, 1, BLOCK, beside<C>(values_ + chunk * W), value_row_, in_.marks);

@@ -48,6 +48,7 @@ class NystraPlusV5 : Ordered {
       float* rows = queries_ + block * together_ * padded_;
       for (int64_t i = 0; i < in_.block; ++i) {
         const int64_t at = std::min(block * in_.block + i, in_.tokens - 1);
+        fetch_in_order(q_, at);
         pack(q_, order_[at], in_.scale, f_, rows + i * padded_);
       }
       for (int64_t group = 0; group < in_.groups; ++group) {
@@ -137,8 +138,10 @@ class NystraPlusV5 : Ordered {
     for (int64_t first = 0; first < together_; first += SLICE)
       attend_slice(list_, queries + first * padded_, std::min(SLICE, together_ - first), out_rows_ + first * wide_);
     if (in_.groups) correct(block);
-    for (int64_t i = begin; i < end; ++i)
+    for (int64_t i = begin; i < end; ++i) {
+      fetch_in_order(out_, i);
       std::copy_n(out_rows_ + (i - begin) * wide_, in_.dim_v, out_.row(order_[i]));
+    }
   }
 
   /// How many members a cluster has in a block.

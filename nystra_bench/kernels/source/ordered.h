@@ -58,7 +58,10 @@ class Ordered {
 
   void order(int64_t window, int64_t head) {
     place(window, head);
-    for (int64_t t = 0; t < in_.tokens; ++t) pack(k_, t, 1.f, g_, keys_ + t * padded_);
+    for (int64_t t = 0; t < in_.tokens; ++t) {
+      k_.fetch(t + AHEAD);
+      pack(k_, t, 1.f, g_, keys_ + t * padded_);
+    }
     start_clusters();
     for (int64_t step = 0; step < in_.clustering; ++step) move_marks();
     join_clusters(0, 1, in_.tokens);
@@ -74,6 +77,12 @@ class Ordered {
     std::copy_n(features + token * in_.rank, in_.rank, to + in_.dim);
     if (regions_) std::copy_n(regions_ + token * in_.region_columns, in_.region_columns, to + plain_);
     std::fill(to + depth_, to + padded_, 0.f);
+  }
+
+  /// The row of a token that comes later in order.
+  template <class Float>
+  void fetch_in_order(const Tokens<Float>& tokens, int64_t i) const {
+    if (i + AHEAD < in_.tokens) tokens.fetch(order_[i + AHEAD]);
   }
 
   static void add(const float* row, int64_t width, float* sum) {
@@ -186,6 +195,7 @@ class Ordered {
   /// Rows of keys and values, in order.
   void gather_rows() {
     for (int64_t i = 0; i < in_.tokens; ++i) {
+      fetch_in_order(v_, i);
       float* row = rows_ + i * row_;
       std::copy_n(keys_ + order_[i] * padded_, padded_, row);
       std::copy_n(v_.row(order_[i]), in_.dim_v, row + padded_);

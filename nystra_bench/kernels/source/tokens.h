@@ -6,8 +6,12 @@
 #include <c10/util/BFloat16.h>
 
 #include <numeric>
+#include <type_traits>
 
 namespace nystra {
+
+/// Bytes that come into a cache together, and how many tokens before it is needed a row is asked for.
+constexpr int64_t CACHE_LINE = 64, AHEAD = 16;
 
 /// Queries, keys, values or outputs (images, heads, tokens, width), of any strides but that of the width, which is 1.
 struct Batch {
@@ -34,13 +38,25 @@ struct Inputs {
   int64_t packed(int64_t width) const { return half || width < W ? tokens * std::max(width, W) : 0; }
 };
 
-/// Tokens as rows of at least W floats.
-template <class Float>
+/// Tokens as rows of numbers; of floats at least W, so that they can be read as vectors.
+template <class Number>
 struct Tokens {
-  Float* data;
+  Number* data;
   int64_t stride;
   const int32_t* rows; // of each token
-  Float* row(int64_t token) const { return data + rows[token] * stride; }
+  int64_t count, width;
+
+  Number* row(int64_t token) const { return data + rows[token] * stride; }
+
+  /// Has the processor bring a row into its caches, where there is such a token. The rows of a head are too far apart
+  /// for it to do so by itself, and to wait for each of them would take as long as all that is computed with it.
+  C10_ALWAYS_INLINE void fetch(int64_t token) const {
+    if (token >= count) return;
+    const auto* first = reinterpret_cast<const char*>(row(token));
+    const auto* last = first + width * sizeof(Number) - 1;
+    for (const auto* at = first; at < last; at += CACHE_LINE) __builtin_prefetch(at, !std::is_const_v<Number>);
+    __builtin_prefetch(last, !std::is_const_v<Number>);
+  }
 };
 
 /// Finds the tokens of one window after the other.
@@ -81,45 +97,49 @@ class Places {
 
   /// The window's tokens of a head: as they lie or, where they are bfloat16 or narrower than a vector, in `memory`.
   Tokens<const float> read(const Batch& from, int64_t head, int64_t width, float* memory) const {
-    if (!in_.packed(width)) return {from.at<const float>(image_, head), from.token, rows_};
+    if (!in_.packed(width)) return as_they_lie<const float>(from, head, width);
+    if (width < W) std::fill_n(memory, in_.tokens * W, 0.f);
+    const auto room = in_memory<float>(memory, width);
     if (in_.half)
-      pack(from.at<const c10::BFloat16>(image_, head), from.token, width, memory);
+      copy(as_they_lie<const c10::BFloat16>(from, head, width), room);
     else
-      pack(from.at<const float>(image_, head), from.token, width, memory);
-    return {memory, std::max(width, W), counted_};
+      copy(as_they_lie<const float>(from, head, width), room);
+    return in_memory<const float>(memory, width);
   }
 
   /// Where a head's outputs are to be put; `write_back` brings them from `memory` to where they belong.
   Tokens<float> room(const Batch& to, int64_t head, int64_t width, float* memory) const {
-    if (in_.packed(width)) return {memory, std::max(width, W), counted_};
-    return {to.at<float>(image_, head), to.token, rows_};
+    return in_.packed(width) ? in_memory<float>(memory, width) : as_they_lie<float>(to, head, width);
   }
 
   void write_back(const Tokens<float>& room, const Batch& to, int64_t head, int64_t width) const {
     if (!in_.packed(width)) return;
     if (in_.half)
-      unpack(room, to.at<c10::BFloat16>(image_, head), to.token, width);
+      copy(room, as_they_lie<c10::BFloat16>(to, head, width));
     else
-      unpack(room, to.at<float>(image_, head), to.token, width);
+      copy(room, as_they_lie<float>(to, head, width));
   }
 
  private:
   template <class Number>
-  void pack(const Number* from, int64_t stride, int64_t width, float* to) const {
-    const int64_t wide = std::max(width, W);
-    for (int64_t t = 0; t < in_.tokens; ++t, to += wide) {
-      const Number* row = from + rows_[t] * stride;
-      for (int64_t i = 0; i < width; ++i) to[i] = static_cast<float>(row[i]);
-      std::fill(to + width, to + wide, 0.f);
-    }
+  Tokens<Number> as_they_lie(const Batch& batch, int64_t head, int64_t width) const {
+    return {batch.at<Number>(image_, head), batch.token, rows_, in_.tokens, width};
   }
 
-  template <class Number>
-  void unpack(const Tokens<float>& from, Number* to, int64_t stride, int64_t width) const {
-    for (int64_t t = 0; t < in_.tokens; ++t) {
-      const float* row = from.row(t);
-      Number* out = to + rows_[t] * stride;
-      for (int64_t i = 0; i < width; ++i) out[i] = static_cast<Number>(row[i]);
+  /// Rows of at least a vector, one after the other.
+  template <class Float>
+  Tokens<Float> in_memory(float* memory, int64_t width) const {
+    return {memory, std::max(width, W), counted_, in_.tokens, width};
+  }
+
+  template <class From, class To>
+  static void copy(const Tokens<From>& from, const Tokens<To>& to) {
+    for (int64_t t = 0; t < from.count; ++t) {
+      from.fetch(t + AHEAD);
+      to.fetch(t + AHEAD);
+      const From* row = from.row(t);
+      To* out = to.row(t);
+      for (int64_t i = 0; i < from.width; ++i) out[i] = static_cast<To>(row[i]);
     }
   }
 
@@ -136,6 +156,7 @@ inline void turn_into_columns(
     float factor, float* panel) {
   int64_t t = 0;
   for (; t + W <= count; t += W) {
+    for (int64_t r = 0; r < W; ++r) tokens.fetch(first + t + AHEAD + r);
     const bool together = places.end_of_run(first + t) >= first + t + W;
     for (int64_t chunk = 0; chunk < chunks.count(); ++chunk) {
       const int64_t c = chunks.start(chunk);
