@@ -31,6 +31,11 @@ LANDMARKS = (16, 32, 64, 128)
 BIAS_RANKS = (2, 8, 24)
 """What a target deviation chooses from, with twice as many keys as landmarks."""
 
+RANKS = (8, 16, 24, 32, 48)
+BIAS_ERROR = 0.012
+"""What the rank is chosen from where none is given, and the error that the first of them may make
+(``folding.error_of_factors``): most biases are done with 8, and those that say nearly all by themselves are not."""
+
 CANDIDATES = 4
 """Tokens that a cluster's seed is chosen among, for each cluster."""
 
@@ -73,7 +78,8 @@ class NystraPlusV5Attention(CalibratedAttention):
         landmarks: m, the number of clusters; None for 16 N^(1/4).
         exact_keys: K, the keys that a block of queries attends one by one beside its own, at most; None for
             32 N^(1/4).
-        bias_rank: r, the number of features that stand for the position bias; 0 leaves it out.
+        bias_rank: r, the number of features that stand for the position bias; 0 leaves it out. None for the fewest of
+            8, 16, 24, 32 and 48 that are enough for it, in each layer.
         clustering: steps of Lloyd's k-means on every fourth token, before all join their nearest cluster.
         residual: whether mean queries are looked at.
         exact_up_to: tokens of the largest windows that are attended exactly; None for 1,024 where neither landmarks nor
@@ -85,7 +91,7 @@ class NystraPlusV5Attention(CalibratedAttention):
         ValueError: a parameter is out of its range.
     """
 
-    version = "5.3"
+    version = "5.4"
     uses_bias = True
     folds_bias = True
     uses_mask = True
@@ -99,7 +105,7 @@ class NystraPlusV5Attention(CalibratedAttention):
         self,
         landmarks: int | None = None,
         exact_keys: int | None = None,
-        bias_rank: int = 8,
+        bias_rank: int | None = None,
         clustering: int = 1,
         residual: bool = True,
         exact_up_to: int | None = None,
@@ -107,13 +113,14 @@ class NystraPlusV5Attention(CalibratedAttention):
     ):
         super().__init__(target_deviation)
         given = {"landmarks": (landmarks, 1), "exact_keys": (exact_keys, 0), "exact_up_to": (exact_up_to, 0)}
+        given["bias_rank"] = bias_rank, 0
         check_whole_numbers(**{name: (value, least) for name, (value, least) in given.items() if value is not None})
-        check_whole_numbers(bias_rank=(bias_rank, 0), clustering=(clustering, 0))
+        check_whole_numbers(clustering=(clustering, 0))
         check_truth(residual=residual)
         self.landmarks = landmarks
         self.exact_keys = exact_keys
         self.bias_rank = bias_rank
-        self.uses_bias = self.folds_bias = bias_rank > 0
+        self.uses_bias = self.folds_bias = bias_rank != 0
         self.clustering = clustering
         self.residual = residual
         self.exact_up_to = exact_up_to
@@ -181,7 +188,8 @@ class NystraPlusV5Attention(CalibratedAttention):
     def flops(self, windows: int, heads: int, tokens: int, dim: int, dim_v: int) -> int:
         if self.is_exact(tokens):
             return self._exact.flops(windows, heads, tokens, dim, dim_v)
-        sizes, dim = self.sizes(tokens), dim + min(self.bias_rank, tokens)
+        rank = RANKS[0] if self.bias_rank is None else self.bias_rank  # it takes the bias to tell more
+        sizes, dim = self.sizes(tokens), dim + min(rank, tokens)
         m, block, blocks = sizes.landmarks, sizes.block, sizes.blocks
         sampled = len(range(SAMPLE // 2 % tokens, tokens, SAMPLE))
         clusters = min(CANDIDATES * m, tokens) ** 2 * dim + (self.clustering * sampled + tokens) * m * dim
@@ -193,7 +201,7 @@ class NystraPlusV5Attention(CalibratedAttention):
 
     def _features(self, window: Window, heads: int, batch: int, like: Tensor) -> Features:
         nothing = like.new_zeros(heads, window.tokens, 0)
-        f, g = (x.to(like) for x in folded_bias(window, self.bias_rank) or (nothing, nothing))
+        f, g = (x.to(like) for x in folded_bias(window, self.bias_rank, RANKS, BIAS_ERROR) or (nothing, nothing))
         return Features(f, g, region_features(window, like), batch)
 
     @torch.no_grad()

@@ -39,7 +39,7 @@ class FusedNystraPlusV5Attention(NystraPlusV5Attention):
         self,
         landmarks: int | None = None,
         exact_keys: int | None = None,
-        bias_rank: int = 8,
+        bias_rank: int | None = None,
         clustering: int = 1,
         residual: bool = True,
         exact_up_to: int | None = None,

@@ -262,7 +262,8 @@ def by_layer(store: SyntheticStore) -> None:
         store.propagation(store.cell("propagation", "exact", position_bias=bias), (0.0, 0.0), (0.0, 0.0))
         for landmarks in (8, 16):
             nystra = "nystra", NYSTRA | {"landmarks": landmarks}
-            store.propagation(store.cell("propagation", *nystra, position_bias=bias), (0.1, 0.1), (0.3, 0.05), (1.2, 0.4))
+            cell = store.cell("propagation", *nystra, position_bias=bias)
+            store.propagation(cell, (0.1, 0.1), (0.3, 0.05), (1.2, 0.4))
             store.memory(store.cell("memory", *nystra, position_bias=bias), attention=landmarks / 10)
         cell = store.cell("propagation", "a<b>&|_%$", position_bias=bias)
         store.propagation(cell, (0.1, 0.2), (infinity, nan), status="nonfinite", reason="NaN")

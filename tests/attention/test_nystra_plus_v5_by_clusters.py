@@ -24,7 +24,10 @@ class ByClusters:
 
 @pytest.fixture(
     scope="module",
-    params=[{"exact_up_to": 0}, {"landmarks": 9, "exact_keys": 30, "clustering": 2, "residual": False}],
+    params=[
+        {"exact_up_to": 0, "bias_rank": 8},
+        {"landmarks": 9, "exact_keys": 30, "bias_rank": 8, "clustering": 2, "residual": False},
+    ],
     ids=["default", "few"],
 )
 def subject(request):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
@@ -17,7 +19,7 @@ from nystra_bench.words import FLOOR, ORIGINAL, REFERENCES
 FIGURE = ["device", "dtype"]
 PANEL = ["model", "window", "bias", "task", "task_parameters", "dataset"]
 COST = "attention_gflops"
-WITHIN_AXES_OF = {f"exact attention ({ORIGINAL})": "-", f"no attention ({FLOOR})": ":"}
+REFERENCE_LINES: dict[str, Any] = {f"exact attention ({ORIGINAL})": "-", f"no attention ({FLOOR})": ":"}
 
 
 class LayerErrors(Figure):
@@ -58,7 +60,7 @@ class LayerErrors(Figure):
         width = max(5.0, 3.9 * across)
         figure = new_figure(width, 2.9 * down + 1.3)
         grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
-        handles = {words: Line2D([], [], color=GREY, linestyle=line) for words, line in WITHIN_AXES_OF.items()}
+        handles = {words: Line2D([], [], color=GREY, linestyle=line) for words, line in REFERENCE_LINES.items()}
         for axes, (where, members) in zip(grid, panels, strict=False):
             _references(axes, data, where)
             handles |= _bars(axes, data, members)
@@ -102,7 +104,7 @@ def _references(axes: Axes, data: ReportData, where: dict) -> None:
     here = data.frame
     for name, value in where.items():
         here = here[here[name].isna() if pd.isna(value) else here[name] == value]
-    exact, none = WITHIN_AXES_OF.values()
+    exact, none = REFERENCE_LINES.values()
     costs = here[here["attention"].isin(REFERENCES) & (here[COST] > 0)][COST]
     if not costs.empty:
         axes.axvline(costs.max(), color=GREY, linestyle=exact, linewidth=1)
