@@ -1,11 +1,12 @@
 """Prints the tables of version 5 and its rivals in docs/RESEARCH.md, from the table.csv of ``+sweep=versions``.
 
-    python scripts/versions_table.py                             # of results/reference/versions.csv
-    python scripts/versions_table.py runs/versions/table.csv     # of a run of one's own
+    python scripts/versions_table.py                           # of results/reference/versions.csv and versions_5.4.csv
+    python scripts/versions_table.py runs/versions/table.csv   # of a run of one's own
 
 A cell says how far the output is from sdpa's (dB), what the PSNR against the clean image loses (dB), and how many times
 as fast as with sdpa the whole model is. The last two columns set the operations of the attention and the peak memory
-against sdpa's, from the model with least to the one with most.
+against sdpa's, from the model with least to the one with most. A later run's rows take the place of an earlier one's;
+each is held against the sdpa of its own run.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN = ROOT / "results" / "reference" / "versions.csv"
+RUNS = [ROOT / "results" / "reference" / name for name in ("versions.csv", "versions_5.4.csv")]
 SETTING = ["model", "window"]
 NATIVE = "native"
 """The position bias of models in their own windows, which have a table for themselves."""
 
 
 def main() -> None:
-    table = pd.read_csv(Path(sys.argv[1]) if sys.argv[1:] else RUN)
+    runs = [against_sdpa(pd.read_csv(file)) for file in sys.argv[1:] or RUNS]
+    table = pd.concat(runs, ignore_index=True)
+    order = {name: place for place, name in reversed([*enumerate(table["method"])])}
+    table = table.drop_duplicates([*SETTING, "method"], keep="last")
+    table = table.sort_values("method", key=lambda names: names.map(order), kind="stable")
     native = table["bias"] == NATIVE
-    parts = [*table[~native].groupby("window"), ("their own", table[native])]
-    for window, rows in parts:
+    for window, rows in (*table[~native].groupby("window"), ("their own", table[native])):
         if len(rows):
-            print(f"Windows: {window}\n\n{markdown(against_sdpa(rows))}\n")
+            print(f"Windows: {window}\n\n{markdown(rows)}\n")
 
 
 def against_sdpa(table: pd.DataFrame) -> pd.DataFrame:
@@ -39,8 +43,6 @@ def against_sdpa(table: pd.DataFrame) -> pd.DataFrame:
     rows["lost"] = rows["psnr_sdpa"] - rows["psnr"]
     rows["operations"] = rows["attention_gflops"] / rows["attention_gflops_sdpa"]
     rows["memory"] = rows["peak_memory_mb"] / rows["peak_memory_mb_sdpa"]
-    several = rows.groupby("model")["window"].transform("nunique") > 1
-    rows["place"] = rows["model"] + (", " + rows["window"].astype(str)).where(several, "")
     return rows
 
 
@@ -52,6 +54,8 @@ def method(row: pd.Series) -> str:
 
 
 def markdown(rows: pd.DataFrame) -> str:
+    several = rows.groupby("model")["window"].transform("nunique") > 1
+    rows = rows.assign(place=rows["model"] + (", " + rows["window"].astype(str)).where(several, ""))
     places = list(dict.fromkeys(rows["place"]))
     lines = [f"| {' | '.join(['', *places, 'operations', 'memory'])} |", "|---" * (len(places) + 3) + "|"]
     for name, of in rows.groupby("method", sort=False):
