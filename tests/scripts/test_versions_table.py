@@ -1,4 +1,4 @@
-"""The tables of docs/RESEARCH.md are made of the reference runs, a later run's rows in the place of an earlier one's."""
+"""Tables of docs/RESEARCH.md, made of reference runs: a later run's rows take the place of an earlier one's."""
 
 import pandas as pd
 import pytest
