@@ -18,7 +18,7 @@ from nystra_bench.instruments.statistics import Estimate
 from nystra_bench.instruments.timer import Entry, Timing
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = Timing(rounds=2, min_rounds=1, budget_s=1, warmup_s=0, min_sample_ms=0, again=False)
+QUICK = Timing(rounds=2, min_rounds=2, budget_s=1, warmup_s=0, min_sample_ms=0, again=False)
 
 
 @pytest.fixture
