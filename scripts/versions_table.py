@@ -73,7 +73,9 @@ def cell(row: pd.Series) -> str:
 
 
 def span(values: pd.Series) -> str:
-    """``0.4 to 0.5``, or one number where both round to the same."""
+    """``0.4 to 0.5``, or one number where both round to the same; of what was measured."""
+    if values.isna().all():
+        return ""
     low, high = f"{values.min():.2g}", f"{values.max():.2g}"
     return low if low == high else f"{low} to {high}"
 
