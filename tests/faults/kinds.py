@@ -76,11 +76,17 @@ def worker_is_killed(arena: Arena, chance: Random) -> int:
 
 
 def both_are_killed(arena: Arena, chance: Random) -> int:
-    """As a machine is that loses its power, but for what its disk had not written."""
+    """As a machine is that loses its power, but for what its disk had not written.
+
+    A process that is killed lives for a moment longer where the machine is busy, and then what it wrote is not yet
+    left behind: the next run is not started before, as it is not on a machine that starts again.
+    """
     with arena.running() as run:
         run.wait_for_a_moment(chance)
+        worker = run.worker
         run.signal_all(signal.SIGKILL)
         run.ends()
+        assert worker is None or gone(worker)
     return run.told
 
 
