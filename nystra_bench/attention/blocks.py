@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nystra_bench.attention.clusters import Clusters
+from nystra_bench.attention.pairs import BiasOfPairs
 
 BLOCK = 32
 """Queries of a block, at least: with fewer, each takes the fused kernel longer."""
@@ -73,8 +74,8 @@ class InBlocks:
         """Means (n, T, b / 8, D) of neighbouring queries."""
         return self.queries.unflatten(2, (-1, PROBED)).mean(3)
 
-    def attended(self, clusters: Clusters, probes: Tensor, sizes: Sizes) -> Attended:
-        """What each block attends to, as its probes (n, T, p, D) tell."""
+    def attended(self, clusters: Clusters, probes: Tensor, sizes: Sizes, bias: OrderedBias | None) -> Attended:
+        """What each block attends to, as its probes (n, T, p, D) tell, with the exact bias where it does one by one."""
         n, blocks, block, width = self.queries.shape
         tokens, device = sizes.tokens, self.rows.device
         with torch.no_grad():
@@ -102,7 +103,8 @@ class InBlocks:
             log_rests,
         ]
         offsets = torch.arange(n, device=device)[:, None, None] * table.shape[1]
-        return Attended(table.flatten(0, 1), torch.cat(numbers, -1) + offsets, torch.cat(log_sizes, -1))
+        near = None if bias is None else bias.near(numbers[0], torch.cat(numbers[:2], -1))
+        return Attended(table.flatten(0, 1), torch.cat(numbers, -1) + offsets, torch.cat(log_sizes, -1), near)
 
     def _rests(self, there: Tensor, clusters: Clusters, taken: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
         """Means (n, T, 2, D + d_v) of what the first and the last cluster of a block have outside it.
@@ -142,28 +144,79 @@ class Attended:
     """(n, T, L) int64, of rows in the table"""
     log_sizes: Tensor
     """(n, T, L): logarithms of the numbers of tokens that they stand for; minus infinity where there is none"""
+    near: NearBias | None
+    """of the first rows of each block"""
 
     def by(self, queries: Tensor, d_v: int) -> Tensor:
-        """Attention (n, T, b, d_v) of queries (n, T, b, D)."""
+        """Attention (n, T, M, d_v) of queries (n, T, M, D): of each block those it has, and others behind them."""
         numbers, log_sizes, blocks = (x.flatten(0, 1) for x in (self.numbers, self.log_sizes, queries))
         out = []
         for i in slabs(len(blocks), numbers.shape[1] * self.table.shape[1], GATHERED):
             rows = self.table.index_select(0, numbers[i].flatten()).view(*numbers[i].shape, -1)
-            out.append(fused(blocks[i], rows, log_sizes[i, None], d_v))
+            added = log_sizes[i, None]
+            if self.near is not None:
+                added = self.near.added_to(added, i, blocks[i], rows)
+            out.append(fused(blocks[i], rows, added, d_v))
         return torch.cat(out).view(*queries.shape[:-1], d_v)
 
 
-def fused(queries: Tensor, rows: Tensor, log_sizes: Tensor | None, d_v: int) -> Tensor:
+@dataclass(frozen=True)
+class OrderedBias:
+    """The position bias of tokens that are stored in the order of their clusters, n windows and heads."""
+
+    pairs: BiasOfPairs
+    heads: Tensor
+    """(n,) int64"""
+    tokens: Tensor
+    """(n, N) int64: which one stands at each place"""
+    features: slice
+    """the columns of queries and keys that say nearly the same"""
+
+    def near(self, queries: Tensor, keys: Tensor) -> NearBias:
+        """That of T blocks of queries and keys at the places (n, T, b) and (n, T, L')."""
+        blocks = keys.shape[1]
+        queries, keys = (self.tokens.gather(1, p.flatten(1)).view(-1, p.shape[2]) for p in (queries, keys))
+        return NearBias(self.pairs, self.heads.repeat_interleave(blocks), queries, keys, self.features)
+
+
+@dataclass(frozen=True)
+class NearBias:
+    """The position bias of blocks of queries and the keys that they attend to one by one, n windows and heads."""
+
+    pairs: BiasOfPairs
+    heads: Tensor
+    """(n T,) int64"""
+    queries: Tensor
+    """(n T, b) int64, numbers of tokens"""
+    keys: Tensor
+    """(n T, L') int64, of the first rows that a block attends to"""
+    features: slice
+
+    def added_to(self, log_sizes: Tensor, part: slice, queries: Tensor, rows: Tensor) -> Tensor:
+        """What is added to the logits (p, M, L) of some blocks' queries (p, M, D) and rows (p, L, D + d_v).
+
+        For the first b queries and the first L' rows, beside the logarithms (p, 1, L), what the bias is beyond what the
+        features say of it: means are asked for and ask by features alone.
+        """
+        many, near = self.queries.shape[1], self.keys.shape[1]
+        f, g = queries[:, :many, self.features], rows[:, :near, self.features]
+        beyond = self.pairs.of(self.heads[part], self.queries[part], self.keys[part]).baddbmm(f, g.mT, alpha=-1)
+        added = log_sizes.repeat(1, queries.shape[1], 1)
+        added[:, :many, :near] += beyond
+        return added
+
+
+def fused(queries: Tensor, rows: Tensor, added: Tensor | None, d_v: int) -> Tensor:
     """Attention (n, b, d_v) of queries (n, b, D) to rows (n, L, D + d_v) of keys and values, in one fused call.
 
     PyTorch's kernel for CPUs wants values as wide as keys: it is given the last columns of the keys with them.
 
     Args:
-        log_sizes: added to the logits, (n, 1, L).
+        added: to the logits, (n, 1 or b, L).
     """
     width = queries.shape[-1]
     keys, values = rows[..., :width], rows[..., -max(width, d_v) :]
-    mask = None if log_sizes is None else log_sizes[None]
+    mask = None if added is None else added[None]
     out = F.scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask, scale=1.0)
     return out[0, ..., -d_v:]
 

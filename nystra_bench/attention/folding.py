@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -37,43 +35,12 @@ def bias_factors(bias: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return u[..., :rank] * root, v[..., :rank] * root
 
 
-def error_of_factors(bias: Tensor, f: Tensor, g: Tensor) -> float:
-    """What F and G (H, N, r) in place of a position bias (H, N, N) do to the outputs, of the head where it is most.
-
-    With P the softmax of the bias and E = F G^T - B, less its mean under P, which softmax does not see: the root of the
-    mean over queries of ``sum_j (P_ij E_ij)^2``. That is, to first order, the RMS error of the output for independent
-    values of variance 1 and logits of position alone. An error of the bias does less where attention is flat, since it
-    averages out over the keys.
-    """
-    worst = 0.0
-    for of_head, left, right in zip(bias, f, g, strict=True):
-        weights, wrong = of_head.softmax(-1), left @ right.mT - of_head
-        wrong -= (weights * wrong).sum(-1, keepdim=True)
-        worst = max(worst, (weights * wrong).square().sum(-1).mean().sqrt().item())
-    return worst
-
-
-def factors_within(bias: Tensor, ranks: Sequence[int], error: float) -> tuple[Tensor, Tensor]:
-    """F and G of the first of these rising ranks whose ``error_of_factors`` is at most ``error``, else of the last."""
-    f, g = bias_factors(bias, ranks[-1])
-    for rank in ranks[:-1]:
-        if error_of_factors(bias, f[..., :rank], g[..., :rank]) <= error:
-            return f[..., :rank].contiguous(), g[..., :rank].contiguous()
-    return f, g
-
-
-def folded_bias(
-    window: Window, rank: int | None, ranks: Sequence[int] = (), error: float = 0.0
-) -> tuple[Tensor, Tensor] | None:
-    """F and G (H, N, rank) of a window's position bias, made once a layer and window size; None where there is none.
-
-    Where the rank is None, it is that of ``factors_within``.
-    """
+def folded_bias(window: Window, rank: int) -> tuple[Tensor, Tensor] | None:
+    """F and G (H, N, rank) of a window's position bias, made once a layer and window size; None where there is none."""
 
     def make() -> tuple[Tensor, Tensor]:
         bias = window.bias()
         assert bias is not None, "asked for where there is one"
-        bias = centred(bias)
-        return factors_within(bias, ranks, error) if rank is None else bias_factors(bias, rank)
+        return bias_factors(centred(bias), rank)
 
-    return window.cache.once("factors", make) if window.has_bias and rank != 0 else None
+    return window.cache.once("factors", make) if window.has_bias and rank else None

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nystra_bench.attention.base import MASKED, Attention, Window
-from nystra_bench.attention.blocks import PROBED, InBlocks, Sizes, at, fused, slabs
+from nystra_bench.attention.blocks import PROBED, InBlocks, OrderedBias, Sizes, at, fused, slabs
 from nystra_bench.attention.calibration import CalibratedAttention
 from nystra_bench.attention.clusters import (
     Clusters,
@@ -23,6 +23,7 @@ from nystra_bench.attention.clusters import (
 )
 from nystra_bench.attention.folding import folded_bias
 from nystra_bench.attention.landmarks import central_tokens, refuses_landmarks
+from nystra_bench.attention.pairs import BiasOfPairs, bias_of_pairs
 from nystra_bench.attention.parameters import check_truth, check_whole_numbers
 from nystra_bench.attention.precision import at_least_float32
 from nystra_bench.attention.sdpa import FusedAttention
@@ -30,11 +31,6 @@ from nystra_bench.attention.sdpa import FusedAttention
 LANDMARKS = (16, 32, 64, 128)
 BIAS_RANKS = (2, 8, 24)
 """What a target deviation chooses from, with twice as many keys as landmarks."""
-
-RANKS = (8, 16, 24, 32, 48)
-BIAS_ERROR = 0.012
-"""What the rank is chosen from where none is given, and the error that the first of them may make
-(``folding.error_of_factors``): most biases are done with 8, and those that say nearly all by themselves are not."""
 
 CANDIDATES = 4
 """Tokens that a cluster's seed is chosen among, for each cluster."""
@@ -65,9 +61,10 @@ class NystraPlusV5Attention(CalibratedAttention):
     What is then still wrong at m mean queries, which is known exactly at the cost of one query each, is taken off the
     N / m queries behind it.
 
-    Rows sum to one, no matrix is inverted, and with all tokens as landmarks it is exact. The position bias is folded
-    into the features, ``[Q F][K G]^T = Q K^T + B``; the regions of shifted windows are features, too, which give the
-    pairs within a region the 100 that Swin's mask takes off the others.
+    Rows sum to one, no matrix is inverted, and with all tokens as landmarks, or all keys one by one, it is exact. The
+    position bias of what is attended one by one is exact, too; for clusters, and for what is asked of means, it is
+    folded into the features, ``[Q F][K G]^T = Q K^T + B``. The regions of shifted windows are features as well, which
+    give the pairs within a region the 100 that Swin's mask takes off the others.
 
     Windows of few tokens are attended exactly, by the fused kernel, where that takes less time.
 
@@ -78,8 +75,7 @@ class NystraPlusV5Attention(CalibratedAttention):
         landmarks: m, the number of clusters; None for 16 N^(1/4).
         exact_keys: K, the keys that a block of queries attends one by one beside its own, at most; None for
             32 N^(1/4).
-        bias_rank: r, the number of features that stand for the position bias; 0 leaves it out. None for the fewest of
-            8, 16, 24, 32 and 48 that are enough for it, in each layer.
+        bias_rank: r, the number of features that stand for the position bias of clusters; 0 leaves the bias out.
         clustering: steps of Lloyd's k-means on every fourth token, before all join their nearest cluster.
         residual: whether mean queries are looked at.
         exact_up_to: tokens of the largest windows that are attended exactly; None for 1,024 where neither landmarks nor
@@ -91,7 +87,7 @@ class NystraPlusV5Attention(CalibratedAttention):
         ValueError: a parameter is out of its range.
     """
 
-    version = "5.4"
+    version = "5.5"
     uses_bias = True
     folds_bias = True
     uses_mask = True
@@ -105,7 +101,7 @@ class NystraPlusV5Attention(CalibratedAttention):
         self,
         landmarks: int | None = None,
         exact_keys: int | None = None,
-        bias_rank: int | None = None,
+        bias_rank: int = 8,
         clustering: int = 1,
         residual: bool = True,
         exact_up_to: int | None = None,
@@ -113,14 +109,13 @@ class NystraPlusV5Attention(CalibratedAttention):
     ):
         super().__init__(target_deviation)
         given = {"landmarks": (landmarks, 1), "exact_keys": (exact_keys, 0), "exact_up_to": (exact_up_to, 0)}
-        given["bias_rank"] = bias_rank, 0
         check_whole_numbers(**{name: (value, least) for name, (value, least) in given.items() if value is not None})
-        check_whole_numbers(clustering=(clustering, 0))
+        check_whole_numbers(bias_rank=(bias_rank, 0), clustering=(clustering, 0))
         check_truth(residual=residual)
         self.landmarks = landmarks
         self.exact_keys = exact_keys
         self.bias_rank = bias_rank
-        self.uses_bias = self.folds_bias = bias_rank != 0
+        self.uses_bias = self.folds_bias = bias_rank > 0
         self.clustering = clustering
         self.residual = residual
         self.exact_up_to = exact_up_to
@@ -188,21 +183,30 @@ class NystraPlusV5Attention(CalibratedAttention):
     def flops(self, windows: int, heads: int, tokens: int, dim: int, dim_v: int) -> int:
         if self.is_exact(tokens):
             return self._exact.flops(windows, heads, tokens, dim, dim_v)
-        rank = RANKS[0] if self.bias_rank is None else self.bias_rank  # it takes the bias to tell more
-        sizes, dim = self.sizes(tokens), dim + min(rank, tokens)
-        m, block, blocks = sizes.landmarks, sizes.block, sizes.blocks
-        sampled = len(range(SAMPLE // 2 % tokens, tokens, SAMPLE))
-        clusters = min(CANDIDATES * m, tokens) ** 2 * dim + (self.clustering * sampled + tokens) * m * dim
-        probing = blocks * (block // PROBED) * m * dim
-        rests = blocks * 2 * block * (dim + dim_v)
-        groups = sizes.groups if self.residual else 0
-        attending = blocks * ((block + groups) * sizes.rows + groups * tokens) * (dim + max(dim, dim_v))
-        return 2 * windows * heads * (clusters + probing + rests + attending)
+        sizes, rank = self.sizes(tokens), min(self.bias_rank, tokens)
+        asked = self.clustering * len(range(SAMPLE // 2 % tokens, tokens, SAMPLE)) + tokens  # for their nearest cluster
+        probes = sizes.blocks * sizes.block // PROBED
+        clusters = (asked + probes) * sizes.landmarks * (dim + rank)
+        means = sizes.groups if self.residual else 0
+        return 2 * windows * heads * (clusters + self._products(sizes, means, dim, rank, dim_v))
+
+    def _products(self, sizes: Sizes, means: int, dim: int, rank: int, dim_v: int) -> int:
+        """Multiply-adds of seeds, rests, and attention, with so many mean queries a block.
+
+        Values are filled up to the width of keys (``blocks.fused``).
+        """
+        wide, block = dim + rank, sizes.block
+        seeds = min(CANDIDATES * sizes.landmarks, sizes.tokens) ** 2 * wide
+        rests = 2 * block * (wide + dim_v)
+        near = block * (block + sizes.keys) * rank  # what the features say of their bias
+        attending = ((block + means) * sizes.rows + means * sizes.tokens) * (wide + max(wide, dim_v))
+        return seeds + sizes.blocks * (rests + near + attending)
 
     def _features(self, window: Window, heads: int, batch: int, like: Tensor) -> Features:
         nothing = like.new_zeros(heads, window.tokens, 0)
-        f, g = (x.to(like) for x in folded_bias(window, self.bias_rank, RANKS, BIAS_ERROR) or (nothing, nothing))
-        return Features(f, g, region_features(window, like), batch)
+        f, g = (x.to(like) for x in folded_bias(window, self.bias_rank) or (nothing, nothing))
+        pairs = bias_of_pairs(window, like) if self.bias_rank else None
+        return Features(f, g, region_features(window, like), batch, pairs)
 
     @torch.no_grad()
     def _seeds(self, k: Tensor, features: Features, window: Window, sizes: Sizes) -> Tensor:
@@ -235,7 +239,7 @@ class NystraPlusV5Attention(CalibratedAttention):
         tokens = InBlocks.of(torch.cat([q, features.f, features.regions], -1), keys, v, member, order, sizes)
         clusters = Clusters.of(tokens.member, tokens.rows, keys.shape[-1], sizes.landmarks)
         probes = tokens.probes()
-        attended = tokens.attended(clusters, probes, sizes)
+        attended = tokens.attended(clusters, probes, sizes, features.in_order(order, q.shape[-1]))
         if self.residual:
             means = probes.unflatten(2, (sizes.groups, -1)).mean(3)
             out = attended.by(torch.cat([tokens.queries, means], 2), d_v)
@@ -269,12 +273,27 @@ class Features:
     """(nW, N, regions)"""
     windows: int
     """B * nW, the windows of a head in the batch"""
+    pairs: BiasOfPairs | None
+    """the bias itself; None where there is none"""
+    heads: Tensor | None = None
+    """(n,), the numbers of the heads after ``of``"""
 
     def of(self, part: slice) -> Features:
         """Those of some windows and heads, counted heads first."""
         numbers = torch.arange(part.start, part.stop, device=self.f.device)
         heads, windows = numbers // self.windows, numbers % self.windows % len(self.regions)
-        return Features(self.f[heads], self.g[heads], self.regions[windows], 1)
+        return Features(self.f[heads], self.g[heads], self.regions[windows], 1, self.pairs, heads)
+
+    def in_order(self, order: Tensor, dim: int) -> OrderedBias | None:
+        """The exact bias of tokens in the order of their clusters, all their numbers (n N,); None where there is none.
+
+        Args:
+            dim: d, the columns of queries and keys before those of the features.
+        """
+        if self.pairs is None or self.heads is None:
+            return None
+        _, tokens, rank = self.f.shape
+        return OrderedBias(self.pairs, self.heads, order.view(-1, tokens) % tokens, slice(dim, dim + rank))
 
 
 def region_features(window: Window, like: Tensor) -> Tensor:

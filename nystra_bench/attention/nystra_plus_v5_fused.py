@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from nystra_bench.attention.base import Window
+from nystra_bench.attention.blocks import Sizes
 from nystra_bench.attention.implementation import DEFAULT, Implementation, Kernel, rows_together, windows_of
-from nystra_bench.attention.nystra_plus_v5 import NystraPlusV5Attention, places_of_candidates, region_features
+from nystra_bench.attention.nystra_plus_v5 import (
+    CANDIDATES,
+    Features,
+    NystraPlusV5Attention,
+    places_of_candidates,
+    region_features,
+)
 
 
 class FusedNystraPlusV5Attention(NystraPlusV5Attention):
@@ -39,7 +46,7 @@ class FusedNystraPlusV5Attention(NystraPlusV5Attention):
         self,
         landmarks: int | None = None,
         exact_keys: int | None = None,
-        bias_rank: int | None = None,
+        bias_rank: int = 8,
         clustering: int = 1,
         residual: bool = True,
         exact_up_to: int | None = None,
@@ -69,6 +76,16 @@ class FusedNystraPlusV5Attention(NystraPlusV5Attention):
             return super().forward(q, k, v, window)
         return self._on_cpu(kernel, q, k, v, window, None, 1.0)
 
+    def _products(self, sizes: Sizes, means: int, dim: int, rank: int, dim_v: int) -> int:
+        """The kernel's: distances from seeds alone, nothing filled up, no features in what is attended one by one."""
+        if self.implementation == "eager":
+            return super()._products(sizes, means, dim, rank, dim_v)
+        wide, block, m = dim + rank, sizes.block, sizes.landmarks
+        seeds = (min(CANDIDATES * m, sizes.tokens) + m) * m * wide
+        near = block * (block + sizes.keys) * rank
+        attending = ((block + means) * sizes.rows + means * sizes.tokens) * (wide + dim_v)
+        return seeds + sizes.blocks * (attending - near)
+
     def reads_maps(self, x: Tensor, window: Window) -> bool:
         return not self.is_exact(window.tokens) and self._form.reads_maps(x, window)
 
@@ -84,7 +101,7 @@ class FusedNystraPlusV5Attention(NystraPlusV5Attention):
         sizes_of_blocks = sizes.landmarks, sizes.keys, sizes.block, sizes.groups if self.residual else 0
         regions = regions_of(window)
         settings = kept.candidates, *sizes_of_blocks, self.clustering, places, scale
-        return kernel(*rows_together(q, k, v), kept.queries, kept.keys, *regions, *settings)
+        return kernel(*rows_together(q, k, v), kept.queries, kept.keys, *kept.pairs, *regions, *settings)
 
     def _kept(self, window: Window, heads: int) -> Kept:
         """Made once a layer and window size."""
@@ -92,7 +109,7 @@ class FusedNystraPlusV5Attention(NystraPlusV5Attention):
         def make() -> Kept:
             features = self._features(window, heads, 1, torch.empty(0, dtype=torch.float32))
             candidates = places_of_candidates(self.sizes(window.tokens), window)
-            return Kept(features.f.contiguous(), features.g.contiguous(), candidates)
+            return Kept(features.f.contiguous(), features.g.contiguous(), pairs_of(features), candidates)
 
         return window.cache.once("features of the kernel", make)
 
@@ -104,8 +121,18 @@ class Kept(NamedTuple):
     """F, (H, N, r) float32"""
     keys: Tensor
     """G alike"""
+    pairs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+    """the bias of pairs: entries (H, S) float32, places (N,) int32 of queries and of keys, means (H, N) float32"""
     candidates: Tensor
     """The tokens that clusters may start from, (C,) int64"""
+
+
+def pairs_of(features: Features) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The bias of pairs as the kernel takes it; None four times where there is none."""
+    pairs = features.pairs
+    if pairs is None:
+        return None, None, None, None
+    return pairs.entries, pairs.queries.int(), pairs.keys.int(), pairs.means.contiguous()
 
 
 def regions_of(window: Window) -> tuple[Tensor | None, Tensor | None]:
@@ -124,10 +151,9 @@ def regions_of(window: Window) -> tuple[Tensor | None, Tensor | None]:
     return window.shared.once("regions of the kernel", make)
 
 
-def _flops(
-    q, k, v, queries, keys, regions, masked, candidates, marks, near, block, groups, clustering, places, scale, **_
-) -> int:
-    """Those of the eager form's matrix products, from shapes."""
+def _flops(q, k, v, queries, *others, **_) -> int:
+    """Those of the matrix products, from shapes."""
+    marks, near, _, groups, clustering, places, _ = others[-7:]
     (windows, heads, tokens, dim), rank = windows_of(q, places), queries[2]
-    eager = NystraPlusV5Attention(marks, near, rank, clustering, groups > 0)
-    return eager.flops(windows, heads, tokens, dim, v[3])
+    method = FusedNystraPlusV5Attention(marks, near, rank, clustering, groups > 0, implementation="fused")
+    return method.flops(windows, heads, tokens, dim, v[3])

@@ -148,6 +148,17 @@ def test_more_exact_keys_come_closer_and_all_of_them_are_exact():
     assert errors[0] > 1e-3 and errors[-1] < 1e-5
 
 
+@pytest.mark.parametrize("bias", ["by offset", "any"])
+def test_what_is_attended_one_by_one_has_its_own_bias(bias):
+    """With all keys near nothing is left to the features, whatever their number."""
+    q, k, v = smooth_qkv(2)
+    by_chance = torch.randn(HEADS, TOKENS, TOKENS, generator=torch.Generator().manual_seed(0))
+    whole = 3 * (smooth_bias() if bias == "by offset" else by_chance)
+    window, exact = (make(SIDE, SIDE, lambda: whole) for make in (Window, Window))
+    expected = ExactAttention()(q, k, v, exact)
+    assert relative_error(NystraPlusV5Attention(16, TOKENS, 1, residual=False)(q, k, v, window), expected) < 1e-5
+
+
 def test_all_tokens_as_landmarks_are_exact_but_for_the_rank_of_the_bias():
     q, k, v = smooth_qkv(2)
     exact = ExactAttention()(q, k, v, with_bias())

@@ -24,10 +24,12 @@ inline int64_t whole(int64_t count, int64_t of) {
 struct List {
   const float** rows;
   float* starts;
+  int32_t* tokens; // of rows that are single tokens: which; null where nobody asks for it
   int64_t count = 0;
 
-  void add(const float* row, float start) {
+  void add(const float* row, float start, int32_t token = 0) {
     rows[count] = row;
+    if (tokens) tokens[count] = token;
     starts[count++] = start;
   }
 
@@ -35,6 +37,16 @@ struct List {
   void fill_up() {
     while (count % TOGETHER) add(rows[count - 1], NOTHING);
   }
+};
+
+/// A number for each query and token, beside the products of the first rows of a list (`BiasOfPairs` in pairs.py):
+/// entries[queries[lane] + keys[token]] less the lane's mean.
+struct PairBias {
+  int64_t rows; // the first rows of a list that it is for, in whole tiles
+  int64_t depth; // of their products, which say nothing of what it says
+  const float* entries;
+  const int32_t *queries, *keys;
+  const float* means; // of the lanes, as `queries` are
 };
 
 /// Calls body.template operator()<R, C>(lane) for C vectors of lanes at a time, in tiles of R rows.
@@ -92,14 +104,19 @@ class Attending {
   /// Outputs (count, width) of the queries in the first lanes of a panel, to a list that is filled up.
   ///
   /// @param depth of the products of queries and keys, with which rows begin; `offset`: where their values do.
+  /// @param bias of the first rows, for which it and a shallower product stand in the place of the whole one.
   void run(
-      const List& list, const float* panel, int64_t lanes, int64_t depth, int64_t offset, int64_t count, float* out) {
+      const List& list, const float* panel, int64_t lanes, int64_t depth, int64_t offset, int64_t count, float* out,
+      const PairBias& bias = {}) {
     std::fill_n(sums_, width_ * lanes, 0.f);
     std::fill_n(total_, lanes, 0.f);
     std::fill_n(before_, lanes, NOTHING);
     for (int64_t first = 0; first < list.count; first += ATTENDED) {
       const int64_t rows = std::min(ATTENDED, list.count - first);
-      products(list, first, rows, panel, lanes, depth, weights_);
+      const int64_t single = std::clamp<int64_t>(bias.rows - first, 0, rows);
+      products(list, first, single, panel, lanes, bias.depth, weights_);
+      add_bias(list, first, single, lanes, bias);
+      products(list, first + single, rows - single, panel, lanes, depth, weights_ + single * lanes);
       weigh(rows, lanes, first > 0);
       add_values(list.rows + first, rows, lanes, offset);
     }
@@ -107,6 +124,20 @@ class Attending {
   }
 
  private:
+  void add_bias(const List& list, int64_t first, int64_t rows, int64_t lanes, const PairBias& bias) {
+    float* weights = weights_;
+    const int32_t* tokens = list.tokens + first;
+    for (int64_t lane = 0; lane < lanes && rows > 0; lane += W) {
+      const auto queries = at::vec::Vectorized<int32_t>::loadu(bias.queries + lane);
+      const Vec mean = Vec::loadu(bias.means + lane);
+      for (int64_t i = 0; i < rows; ++i) {
+        float* at = weights + i * lanes + lane;
+        const Vec found = at::vec::gather<sizeof(float)>(bias.entries + bias.keys[tokens[i]], queries);
+        (Vec::loadu(at) + (found - mean)).store(at);
+      }
+    }
+  }
+
   /// Products become weights against the largest; before it the sums of earlier rows were against another.
   void weigh(int64_t rows, int64_t lanes, bool again) {
     float* weights = weights_;

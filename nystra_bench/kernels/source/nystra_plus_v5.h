@@ -17,7 +17,9 @@ class NystraPlusV5 : Ordered {
     queries_ = arena_.take(blocks * together_ * deepest_);
     probes_ = arena_.take(SLICE * deepest_);
     gains_ = arena_.take(blocks * m);
-    list_ = take_list(in.block + in.near + m + 2);
+    list_ = take_list(whole(in.block + in.near, TOGETHER) + m + 2, true);
+    query_places_ = take_numbers(SLICE);
+    query_means_ = arena_.take(SLICE);
     all_ = take_list(in.groups ? in.tokens : 0);
     rests_ = arena_.take(2 * (deepest_ + wide_));
     mean_queries_ = arena_.take(blocks * in.groups * deepest_);
@@ -29,6 +31,7 @@ class NystraPlusV5 : Ordered {
   static int64_t floats(const V5Inputs& in) { return NystraPlusV5(in, nullptr).arena_.used(); }
 
   void run(int64_t window, int64_t head) {
+    head_ = head;
     order(window, head);
     gather_queries();
     weigh_clusters();
@@ -117,17 +120,31 @@ class NystraPlusV5 : Ordered {
     }
   }
 
-  void attend_slice(const List& list, const float* queries, int64_t count, float* out) {
+  void attend_slice(const List& list, const float* queries, int64_t count, float* out, const PairBias& bias = {}) {
     const int64_t lanes = whole(count, W);
     turn_into_lanes(queries, padded_, count, padded_, panel_, lanes);
-    attending_.run(list, panel_, lanes, depth_, padded_, count, out);
+    attending_.run(list, panel_, lanes, depth_, padded_, count, out, bias);
+  }
+
+  /// The bias of the queries of a slice that begins at this place in the order, and of the first rows of the list.
+  PairBias bias_of_slice(int64_t place, int64_t rows) {
+    if (!in_.entries) return {};
+    for (int64_t lane = 0; lane < SLICE; ++lane) {
+      const int32_t token = order_[std::min(place + lane, in_.tokens - 1)];
+      query_places_[lane] = in_.query_places[token];
+      query_means_[lane] = in_.means[head_ * in_.tokens + token];
+    }
+    const float* entries = in_.entries + head_ * in_.entry_count;
+    return {rows, single_, entries, query_places_, in_.key_places, query_means_};
   }
 
   void attend(int64_t block) {
     const int64_t begin = block * in_.block, end = std::min(begin + in_.block, in_.tokens);
     list_.count = 0;
-    for (int64_t i = begin; i < end; ++i) list_.add(rows_ + i * row_, 0.f);
+    for (int64_t i = begin; i < end; ++i) list_.add(rows_ + i * row_, 0.f, order_[i]);
     add_near(gains_ + block * in_.marks, begin, end);
+    if (in_.entries) list_.fill_up();
+    const int64_t single = list_.count;
     for (int64_t c = 0; c < in_.marks; ++c)
       if (!taken_[c] && sizes_[c] > 0 && !overlap(c, begin, end)) list_.add(means_ + c * row_, log_sizes_[c]);
     const int32_t ends[] = {sorted_[begin], sorted_[end - 1]};
@@ -135,9 +152,15 @@ class NystraPlusV5 : Ordered {
     if (ends[1] != ends[0]) add_rest(ends[1], begin, end, rests_ + row_);
     list_.fill_up();
     const float* queries = queries_ + block * together_ * padded_;
-    for (int64_t first = 0; first < together_; first += SLICE)
-      attend_slice(list_, queries + first * padded_, std::min(SLICE, together_ - first), out_rows_ + first * wide_);
-    if (in_.groups) correct(block);
+    for (int64_t first = 0; first < in_.block; first += SLICE) {
+      const int64_t count = std::min(SLICE, in_.block - first);
+      const PairBias bias = bias_of_slice(begin + first, single);
+      attend_slice(list_, queries + first * padded_, count, out_rows_ + first * wide_, bias);
+    }
+    if (in_.groups) {
+      attend_slice(list_, queries + in_.block * padded_, in_.groups, out_rows_ + in_.block * wide_);
+      correct(block);
+    }
     for (int64_t i = begin; i < end; ++i) {
       fetch_in_order(out_, i);
       std::copy_n(out_rows_ + (i - begin) * wide_, in_.dim_v, out_.row(order_[i]));
@@ -172,7 +195,7 @@ class NystraPlusV5 : Ordered {
         left -= outside;
         taken_[c] = true;
         for (int64_t i = starts_[c]; i < starts_[c + 1]; ++i)
-          if (i < begin || i >= end) list_.add(rows_ + i * row_, 0.f);
+          if (i < begin || i >= end) list_.add(rows_ + i * row_, 0.f, order_[i]);
       }
     }
   }
@@ -205,15 +228,17 @@ class NystraPlusV5 : Ordered {
 
   bool of_one_region(const float* queries, int64_t count) const {
     for (int64_t t = 1; t < count && regions_; ++t)
-      if (!std::equal(queries + plain_, queries + depth_, queries + t * padded_ + plain_)) return false;
+      if (!std::equal(queries + in_.dim, queries + single_, queries + t * padded_ + in_.dim)) return false;
     return true;
   }
 
   const int64_t together_; // queries of a block and their means
+  int64_t head_ = 0;
   Attending attending_;
   List list_{}, all_{};
   Tokens<float> out_{};
-  float *queries_, *probes_, *gains_, *rests_, *mean_queries_, *right_, *out_rows_, *packed_out_;
+  float *queries_, *probes_, *gains_, *rests_, *mean_queries_, *right_, *out_rows_, *packed_out_, *query_means_;
+  int32_t* query_places_;
   std::vector<bool> taken_;
   std::vector<std::pair<float, int32_t>> ranked_;
 };

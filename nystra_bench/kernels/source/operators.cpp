@@ -138,6 +138,10 @@ Tensor nystra_plus_v5(
     const Tensor& v,
     const Tensor& queries,
     const Tensor& keys,
+    const std::optional<Tensor>& entries,
+    const std::optional<Tensor>& query_places,
+    const std::optional<Tensor>& key_places,
+    const std::optional<Tensor>& means,
     const std::optional<Tensor>& regions,
     const std::optional<Tensor>& masked,
     const Tensor& candidates,
@@ -156,6 +160,19 @@ Tensor nystra_plus_v5(
   TORCH_CHECK(queries.dim() == 3 && queries.size(0) == in.heads && queries.size(1) == in.tokens, "features do not fit");
   TORCH_CHECK(keys.sizes() == queries.sizes(), "features do not fit");
   TORCH_CHECK(queries.is_contiguous() && keys.is_contiguous());
+  if (entries) {
+    TORCH_CHECK(query_places && key_places && means, "the bias of pairs is not all there");
+    check_float32({&*entries, &*means});
+    TORCH_CHECK(entries->dim() == 2 && entries->size(0) == in.heads && entries->is_contiguous(), "entries do not fit");
+    TORCH_CHECK(means->sizes() == at::IntArrayRef({in.heads, in.tokens}) && means->is_contiguous(), "means do not fit");
+    for (const Tensor* where : {&*query_places, &*key_places})
+      TORCH_CHECK(where->scalar_type() == at::kInt && where->numel() == in.tokens && where->is_contiguous());
+    in.entries = entries->const_data_ptr<float>();
+    in.entry_count = entries->size(1);
+    in.query_places = query_places->const_data_ptr<int32_t>();
+    in.key_places = key_places->const_data_ptr<int32_t>();
+    in.means = means->const_data_ptr<float>();
+  }
   TORCH_CHECK(candidates.scalar_type() == at::kLong && candidates.dim() == 1 && candidates.is_contiguous());
   TORCH_CHECK(0 < marks && marks <= candidates.numel() && candidates.numel() <= in.tokens, "clusters do not fit");
   TORCH_CHECK(0 <= near && 0 < block && block % 8 == 0 && groups >= 0 && clustering >= 0, "sizes do not fit");
@@ -231,9 +248,9 @@ TORCH_LIBRARY(nystra_bench, library) {
       "Tensor centres, Tensor? regions, Tensor? masked, int iterations, bool exact_diagonal, Tensor? places, "
       "float scale) -> Tensor");
   library.def(
-      "nystra_plus_v5(Tensor q, Tensor k, Tensor v, Tensor queries, Tensor keys, Tensor? regions, Tensor? masked, "
-      "Tensor candidates, int marks, int near, int block, int groups, int clustering, Tensor? places, float scale) "
-      "-> Tensor");
+      "nystra_plus_v5(Tensor q, Tensor k, Tensor v, Tensor queries, Tensor keys, Tensor? entries, "
+      "Tensor? query_places, Tensor? key_places, Tensor? means, Tensor? regions, Tensor? masked, Tensor candidates, "
+      "int marks, int near, int block, int groups, int clustering, Tensor? places, float scale) -> Tensor");
   library.def(
       "nystra(Tensor q, Tensor k, Tensor v, int height, int width, int rows, int columns, int iterations, "
       "float guard, bool norms_of_all, Tensor? places, float scale) -> Tensor");
