@@ -1,6 +1,6 @@
 """Prints the tables of version 5 and its rivals in docs/RESEARCH.md, from the table.csv of ``+sweep=versions``.
 
-    python scripts/versions_table.py                           # of results/reference/versions.csv and versions_5.4.csv
+    python scripts/versions_table.py                           # of results/reference/versions.csv and versions_5.5.csv
     python scripts/versions_table.py runs/versions/table.csv   # of a run of one's own
 
 A cell says how far the output is from sdpa's (dB), what the PSNR against the clean image loses (dB), and how many times
@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = [ROOT / "results" / "reference" / name for name in ("versions.csv", "versions_5.4.csv")]
+RUNS = [ROOT / "results" / "reference" / name for name in ("versions.csv", "versions_5.5.csv")]
 SETTING = ["model", "window"]
 NATIVE = "native"
 """The position bias of models in their own windows, which have a table for themselves."""

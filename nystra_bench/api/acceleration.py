@@ -24,8 +24,11 @@ from nystra_bench.models.sites import module_of
 from nystra_bench.models.windows import WindowedModel
 from nystra_bench.report.columns import number
 
-CANDIDATES = tuple(f"nystra_plus(landmarks={landmarks})" for landmarks in (8, 16, 32, 64))
-"""What a layer may get beside exact attention, where nothing is said."""
+CANDIDATES = (
+    *(f"nystra_plus_fused(landmarks={landmarks})" for landmarks in (8, 16, 32)),
+    *(f"nystra_plus_v5_fused(landmarks={landmarks}, exact_keys={2 * landmarks})" for landmarks in (16, 32, 64)),
+)
+"""What a layer may get beside exact attention, where nothing is said: version 4 while little is asked, else 5."""
 
 NAME = "accelerated"
 

@@ -68,8 +68,9 @@ class NystraPlusV5Attention(CalibratedAttention):
 
     Windows of few tokens are attended exactly, by the fused kernel, where that takes less time.
 
-    Multiply-adds a token and head, D = d + r: about ``(b + K + 2 m) 2 D + 1.4 m D`` with b = max(32, N / m). With
-    m = 16 N^(1/4) and K = 32 N^(1/4), the defaults, all of it grows like N^1.25 up to N = 65,536.
+    Multiply-adds a token and head, D = d + r: about ``(b + K + 2 m) 2 D + 1.4 m D`` with b = max(32, N / m); in the
+    kernel ``(b + K) 2 d + 5.4 m D``. With m = 16 N^(1/4) and K = 32 N^(1/4), the defaults, all of it grows like N^1.25
+    up to N = 65,536.
 
     Args:
         landmarks: m, the number of clusters; None for 16 N^(1/4).

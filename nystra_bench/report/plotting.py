@@ -63,6 +63,35 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def panels_of(
+    count: int, columns: int, size: tuple[float, float], margins: tuple[float, float], least: float
+) -> tuple[Figure, list[Axes], int]:
+    """A figure of as many axes as there are panels, row by row with one scale of y, and how many stand in a row.
+
+    Args:
+        count: of the panels.
+        columns: in a row, at most.
+        size: width and height of a panel, in inches.
+        margins: what is added to the width and height of all.
+        least: the width of the figure, at least.
+    """
+    across = min(columns, count)
+    down = -(-count // across)
+    figure = new_figure(max(least, size[0] * across + margins[0]), size[1] * down + margins[1])
+    grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+    for axes in grid[count:]:
+        axes.remove()
+    return figure, grid[:count], across
+
+
+def label_panels(grid: list[Axes], across: int, x: str, y: str) -> None:
+    """Label the axes of ``panels_of``: the lowest of each column, and the first of each row."""
+    for axes in grid[-across:]:
+        axes.set_xlabel(x)
+    for axes in grid[::across]:
+        axes.set_ylabel(y)
+
+
 def head(figure: Figure, text: str, **place: object) -> None:
     """A heading, on as many lines as the width needs."""
     letters = int(figure.get_figwidth() * 72 / 6.9)  # of bold text at 10 points

@@ -49,6 +49,16 @@ def test_a_higher_target_takes_more_work_up_to_exact_attention(model, images):
     assert "no other image to check it on" in str(high)
 
 
+def test_where_nothing_is_said_version_5_keeps_with_less_work_what_version_4_cannot(images):
+    model = load_model("swinir_denoise_w8", window_size=32, position_bias="interpolate")
+    of_version_4 = [f"nystra_plus_fused(landmarks={landmarks})" for landmarks in (8, 16, 32, 64)]
+    before = accelerate(model, images[0], 50, attentions=of_version_4, timing=None)
+    gain = accelerate(model, images[0], 50, timing=None)
+    assert gain.images["deviation_psnr"].min() >= 50 + MARGIN - 0.1
+    assert gain.layers["attention"].str.startswith("nystra_plus_v5_fused").any()
+    assert gain.layers["gflops"].sum() < before.layers["gflops"].sum()
+
+
 def test_the_gain_is_timed_against_both_forms_of_exact_attention(model, images):
     gain = accelerate(model, images[0], 30, attentions=SETTINGS[:1], timing=QUICK)
     assert gain.timed["latency_ms"] > 0 and gain.timed["speedup_vs_sdpa"] > 0

@@ -51,7 +51,7 @@ SMALLER = {
     "quickstart": {"crop=96": "crop=64", "rounds=6, min_rounds=6": "rounds=3, min_rounds=3"},
     "add_a_method": {"crop=96": "crop=64", "rounds=6, min_rounds=6": "rounds=3, min_rounds=3"},
     "singular_values": {"limit=1, crop=96": "limit=1, crop=64"},
-    "attention_maps": {},
+    "attention_maps": {"row in (16, 48, 80) for column in (16, 48, 80)": "row in (16, 80) for column in (16, 80)"},
 }
 """What is put in place of a notebook's own settings here, where it is run to see that it runs and makes sense."""
 

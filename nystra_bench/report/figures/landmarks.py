@@ -15,8 +15,9 @@ from nystra_bench.report.plotting import (
     GREY,
     Top,
     head,
+    label_panels,
     looks,
-    new_figure,
+    panels_of,
     series,
     top_of,
 )
@@ -65,25 +66,17 @@ class Landmarks(Figure):
         return figures
 
     def _figure(self, data: ReportData, group: dict, panels: list[tuple[dict, pd.DataFrame]]) -> Drawing:
-        across = min(self.columns, len(panels))
-        down = -(-len(panels) // across)
-        figure = new_figure(max(4.6, 3.1 * across + 0.6), 2.8 * down + 0.8)
-        grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+        figure, grid, across = panels_of(len(panels), self.columns, (3.1, 2.8), (0.6, 0.8), least=4.6)
         lines = [members[members["landmarks"].notna()] for _, members in panels]
         top = top_of(pd.concat(lines)[self.metric], self.ceiling)
         handles: dict[str, Line2D] = {}
-        for axes, (where, members), rows in zip(grid, panels, lines, strict=False):
+        for axes, (where, members), rows in zip(grid, panels, lines, strict=True):
             self._lines(axes, data, rows, top, handles)
             self._floor(axes, members, handles)
             axes.set_title(group_label(where, AXES), loc="left")
-            axes.set_xlabel("landmarks")
-        for axes in grid[: len(panels)]:
             if top is not None:
                 top.draw(axes)
-        for axes in grid[len(panels) :]:
-            axes.remove()
-        for axes in grid[: len(panels) : across]:
-            axes.set_ylabel(column(self.metric, data).header)
+        label_panels(grid, across, "landmarks", column(self.metric, data).header)
         head(figure, group_label(group, FIGURE))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(across + 1, len(handles)))
         return figure

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from nystra_bench.report.base import Figure
 from nystra_bench.report.frame import ReportData
-from nystra_bench.report.plotting import GREY, head, looks, new_figure, series
+from nystra_bench.report.plotting import GREY, head, label_panels, looks, panels_of, series
 from nystra_bench.report.wording import group_label, groups
 from nystra_bench.words import FLOOR, ORIGINAL, REFERENCES
 
@@ -55,25 +55,17 @@ class LayerErrors(Figure):
 
     def _figure(self, data: ReportData, group: dict, rows: pd.DataFrame) -> Drawing:
         panels = list(groups(rows, PANEL))
-        across = min(self.columns, len(panels))
-        down = -(-len(panels) // across)
-        width = max(5.0, 3.9 * across)
-        figure = new_figure(width, 2.9 * down + 1.3)
-        grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+        figure, grid, across = panels_of(len(panels), self.columns, (3.9, 2.9), (0.0, 1.3), least=5.0)
         handles = {words: Line2D([], [], color=GREY, linestyle=line) for words, line in REFERENCE_LINES.items()}
-        for axes, (where, members) in zip(grid, panels, strict=False):
+        for axes, (where, members) in zip(grid, panels, strict=True):
             _references(axes, data, where)
             handles |= _bars(axes, data, members)
             axes.set_title(group_label({name: where[name] for name in PANEL[:3]}, PANEL[:3]), loc="left")
             _logarithmic(axes)
-        for axes in grid[len(panels) :]:
-            axes.remove()
-        for axes in grid[: len(panels) : across]:
-            axes.set_ylabel("relative error of a layer")
-        for axes in grid[max(0, len(panels) - across) : len(panels)]:
-            axes.set_xlabel("operations of the attention (GFLOP)")
+        label_panels(grid, across, "operations of the attention (GFLOP)", "relative error of a layer")
         head(figure, f"Errors of single layers against operations: {group_label(group, FIGURE)}")
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=max(2, int(width / 3.6)))
+        columns = max(2, int(figure.get_figwidth() / 3.6))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
         return figure
 
 

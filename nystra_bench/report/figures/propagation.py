@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from nystra_bench.report.base import Figure
 from nystra_bench.report.frame import ReportData
-from nystra_bench.report.plotting import GREY, head, looks, new_figure
+from nystra_bench.report.plotting import GREY, head, label_panels, looks, panels_of
 from nystra_bench.report.wording import brief_label, group_label, groups
 from nystra_bench.words import RELEASED
 
@@ -61,23 +61,16 @@ class Propagation(Figure):
 
     def _figure(self, data: ReportData, group: dict, rows: pd.DataFrame) -> Drawing:
         panels = list(groups(rows, PANEL))
-        across = min(self.columns, len(panels))
-        down = -(-len(panels) // across)
-        width = max(5.0, 3.9 * across)
-        figure = new_figure(width, 2.7 * down + 1.0)
-        grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+        figure, grid, across = panels_of(len(panels), self.columns, (3.9, 2.7), (0.0, 1.0), least=5.0)
         handles: dict[str, Line2D] = {}
-        for axes, (where, members) in zip(grid, panels, strict=False):
+        for axes, (where, members) in zip(grid, panels, strict=True):
             handles |= self._panel(axes, data, list(members.index))
             axes.set_title(group_label({name: where[name] for name in PANEL[:3]}, PANEL[:3]), loc="left")
-            axes.set_xlabel("layer")
-        for axes in grid[len(panels) :]:
-            axes.remove()
-        for axes in grid[: len(panels) : across]:
-            axes.set_ylabel("relative error of features")
+        label_panels(grid, across, "layer", "relative error of features")
         handles |= {words: Line2D([], [], color=GREY, linestyle=line) for line, words in KINDS.values()}
         head(figure, f"Errors layer by layer: {group_label(group, FIGURE)}")
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=int(width / 2.4))
+        columns = int(figure.get_figwidth() / 2.4)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
         return figure
 
     def _panel(self, axes: Axes, data: ReportData, rows: list[int]) -> dict[str, Line2D]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Drawing
 from nystra_bench.report.base import Figure
 from nystra_bench.report.figures.spectrum import READING, draw_exact, dress_axes, first_values, spectra
 from nystra_bench.report.frame import ReportData
-from nystra_bench.report.plotting import PALETTE, head, new_figure
+from nystra_bench.report.plotting import PALETTE, head, panels_of
 from nystra_bench.report.wording import group_label, groups
 from nystra_bench.words import ORIGINAL
 
@@ -46,17 +46,12 @@ class Spectra(Figure):
 
     def _figure(self, group: dict, rows: pd.DataFrame, measured: dict) -> Drawing:
         panels = list(groups(rows, ["model"]))
-        across = min(self.columns, len(panels))
-        down = -(-len(panels) // across)
-        figure = new_figure(max(4.8, 3.0 * across + 0.6), 2.9 * down + 0.6)
-        grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+        figure, grid, across = panels_of(len(panels), self.columns, (3.0, 2.9), (0.6, 0.6), least=4.8)
         colours: dict[tuple, str] = {}  # the same for a bias in all axes
-        for axes, (where, members) in zip(grid, panels, strict=False):
+        for axes, (where, members) in zip(grid, panels, strict=True):
             self._lines(axes, members, measured, colours)
             axes.set_title(str(where["model"]), loc="left")
-        dress_axes(grid[: len(panels)], across)
-        for axes in grid[len(panels) :]:
-            axes.remove()
+        dress_axes(grid, across)
         head(figure, f"Exact attention, {group_label(group, FIGURE)}")
         return figure
 

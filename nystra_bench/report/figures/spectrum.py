@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nystra_bench.report.base import Figure
 from nystra_bench.report.frame import ReportData
-from nystra_bench.report.plotting import GREY, LINES, head, looks, new_figure
+from nystra_bench.report.plotting import GREY, LINES, head, label_panels, looks, panels_of
 from nystra_bench.report.wording import group_label, groups, method_label
 from nystra_bench.words import ORIGINAL
 
@@ -60,20 +60,14 @@ class Decay(Figure):
 
     def _figure(self, data: ReportData, group: dict, rows: pd.DataFrame, measured: dict) -> Drawing:
         panels = list(groups(rows, AXES))
-        across = min(self.columns, len(panels))
-        down = -(-len(panels) // across)
-        width = max(4.8, 3.4 * across + 0.6)
-        figure = new_figure(width, 2.9 * down + 1.0)
-        grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+        figure, grid, across = panels_of(len(panels), self.columns, (3.4, 2.9), (0.6, 1.0), least=4.8)
         handles: dict[str, Line2D] = {}
-        for axes, (where, members) in zip(grid, panels, strict=False):
+        for axes, (where, members) in zip(grid, panels, strict=True):
             tokens = self._lines(axes, data, members, measured, handles)
             axes.set_title(f"{group_label(where, AXES)}, N = {tokens}", loc="left")
-        dress_axes(grid[: len(panels)], across)
-        for axes in grid[len(panels) :]:
-            axes.remove()
+        dress_axes(grid, across)
         head(figure, group_label(group, FIGURE))
-        columns = max(1, int(width / LEGEND))
+        columns = max(1, int(figure.get_figwidth() / LEGEND))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(columns, len(handles)))
         return figure
 
@@ -160,7 +154,7 @@ def draw_exact(axes: Axes, spectrum: Spectrum, colour: str) -> Line2D:
     return axes.plot(*spectrum.line(), color=colour, linewidth=2.2, zorder=4)[0]
 
 
-def dress_axes(grid: np.ndarray, across: int) -> None:
+def dress_axes(grid: list[Axes], across: int) -> None:
     """Logarithmic axes with a mark at the first values; those of a figure share theirs."""
     lowest = 1.0
     for axes in grid:
@@ -175,9 +169,7 @@ def dress_axes(grid: np.ndarray, across: int) -> None:
         axes.set_ylim(max(LOWEST, lowest / 10), 1.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.set_xlim(left=1)
-        axes.set_xlabel("number of the singular value")
-    for axes in grid[::across]:
-        axes.set_ylabel("singular value / largest")
+    label_panels(grid, across, "number of the singular value", "singular value / largest")
 
 
 def _percent(value: float) -> str:
