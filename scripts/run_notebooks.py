@@ -15,8 +15,12 @@ import re
 import tempfile
 import time
 from pathlib import Path
+from queue import Empty
 
 import nbformat
+from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.channels import AsyncZMQSocketChannel
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
@@ -26,6 +30,7 @@ COLOURS = 256
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SAVED = "(controls: they are here when the notebook runs)"
 TIMEOUT_S = 600
+LOOK_AGAIN_S = 1.0
 
 
 def main() -> None:
@@ -43,12 +48,40 @@ def main() -> None:
         print(f"{name}: {time.perf_counter() - started:.0f} s, {file.stat().st_size / 1e3:.0f} kB")
 
 
+class Channel(AsyncZMQSocketChannel):
+    """A channel that looks for messages now and then, and does not only wait to be woken.
+
+    Where controls (ipywidgets) make nbclient send something while it waits for a reply, jupyter_client sends it past
+    the event loop, which then is not woken for a reply that has just come: the wait lasted as long as the timeout.
+    """
+
+    async def get_msg(self, timeout: float | None = None) -> dict:
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = LOOK_AGAIN_S if end is None else min(LOOK_AGAIN_S, max(0.0, end - time.monotonic()))
+            try:
+                return await super().get_msg(left)
+            except Empty:
+                if end is not None and time.monotonic() >= end:
+                    raise
+
+
+class Client(AsyncKernelClient):
+    shell_channel_class = Channel
+    iopub_channel_class = Channel
+
+
+class Manager(AsyncKernelManager):
+    client_factory = Client
+
+
 def execute(notebook: NotebookNode, folder: Path) -> None:
     """Run all cells, in place, with ``folder`` as the working directory; a cell that raises ends it with that error."""
     client = NotebookClient(
         notebook,
         timeout=TIMEOUT_S,
         kernel_name="python3",
+        kernel_manager_class=Manager,
         record_timing=False,
         coalesce_streams=True,  # however long a cell takes to print them
         resources={"metadata": {"path": str(folder)}},

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import re
 from pathlib import Path
+from queue import Empty
 
 import nbformat
 import pytest
+from jupyter_client.channels import AsyncZMQSocketChannel
 from nbclient.exceptions import CellExecutionError
 from PIL import Image
 from script_modules import script
@@ -90,6 +93,23 @@ def test_it_runs_and_comes_out_sensible(run_notebooks, name, tmp_path):
     found = outputs(notebook)
     assert [o.text for o in found if o.output_type == "stream" and o.name == "stderr"] == []
     assert [output.output_type for output in found[:-1]] == committed
+
+
+def test_a_reply_that_nobody_was_woken_for_is_found(run_notebooks, monkeypatch):
+    """And a channel on which nothing comes is given up when its time is over."""
+    asked = []
+
+    async def woken_too_late(channel, timeout):
+        asked.append(timeout)
+        if len(asked) == 1 or timeout < 1:
+            raise Empty
+        return {"content": "reply"}
+
+    monkeypatch.setattr(AsyncZMQSocketChannel, "get_msg", woken_too_late)
+    channel = object.__new__(run_notebooks.Channel)
+    assert asyncio.run(channel.get_msg(600)) == {"content": "reply"} and asked == [1, 1]
+    with pytest.raises(Empty):
+        asyncio.run(channel.get_msg(0))
 
 
 def test_the_conformance_suite_passes_the_method_that_is_added():
