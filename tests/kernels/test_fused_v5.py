@@ -65,7 +65,7 @@ def agree(fused, eager, exact) -> None:
     """But for rounding; where a choice was another one, the kernel is as close to exact attention."""
     assert fused.isfinite().all()
     apart = errors_of_heads(fused, eager) > CLOSE
-    assert apart.sum() <= 1 + apart.numel() // 4
+    assert apart.sum() <= 1 + apart.numel() // 20
     ours, theirs = (errors_of_heads(x, exact)[apart] for x in (fused, eager))
     assert (ours <= 1.2 * theirs + CLOSE).all()
 

@@ -43,7 +43,7 @@ struct List {
 /// entries[queries[lane] + keys[token]] less the lane's mean.
 struct PairBias {
   int64_t rows; // the first rows of a list that it is for, in whole tiles
-  int64_t depth; // of their products, which say nothing of what it says
+  int64_t passed; // columns before those of their products, which say what it says
   const float* entries;
   const int32_t *queries, *keys;
   const float* means; // of the lanes, as `queries` are
@@ -75,9 +75,11 @@ inline void turn_into_lanes(
   }
 }
 
-/// Rows @ panel, plus each row's start: out[row * lanes + lane]. `count` fills whole tiles.
+/// Rows @ panel, plus each row's start: out[row * lanes + lane]. `count` fills whole tiles; the columns before `begin`
+/// are left out.
 inline void products(
-    const List list, int64_t first, int64_t count, const float* panel, int64_t lanes, int64_t depth, float* out) {
+    const List list, int64_t first, int64_t count, const float* panel, int64_t lanes, int64_t depth, float* out,
+    int64_t begin = 0) {
   // By value: what is read through a reference is read again after each store.
   for_lanes(lanes, [=]<int R, int C>(int64_t lane) {
     for (int64_t i = 0; i < count; i += R) {
@@ -85,7 +87,8 @@ inline void products(
       tile.start_from(list.starts + first + i);
       const float* left[R];
       std::copy_n(list.rows + first + i, R, left);
-      tile.add_product([&](auto r, int64_t k) { return left[r][k]; }, panel + lane, lanes, depth);
+      tile.add_product(
+          [&](auto r, int64_t k) { return left[r][begin + k]; }, panel + begin * lanes + lane, lanes, depth - begin);
       tile.store(out + i * lanes + lane, lanes);
     }
   });
@@ -104,7 +107,7 @@ class Attending {
   /// Outputs (count, width) of the queries in the first lanes of a panel, to a list that is filled up.
   ///
   /// @param depth of the products of queries and keys, with which rows begin; `offset`: where their values do.
-  /// @param bias of the first rows, for which it and a shallower product stand in the place of the whole one.
+  /// @param bias of the first rows, for which it and a product of fewer columns stand in the place of the whole one.
   void run(
       const List& list, const float* panel, int64_t lanes, int64_t depth, int64_t offset, int64_t count, float* out,
       const PairBias& bias = {}) {
@@ -114,7 +117,7 @@ class Attending {
     for (int64_t first = 0; first < list.count; first += ATTENDED) {
       const int64_t rows = std::min(ATTENDED, list.count - first);
       const int64_t single = std::clamp<int64_t>(bias.rows - first, 0, rows);
-      products(list, first, single, panel, lanes, bias.depth, weights_);
+      products(list, first, single, panel, lanes, depth, weights_, bias.passed);
       add_bias(list, first, single, lanes, bias);
       products(list, first + single, rows - single, panel, lanes, depth, weights_ + single * lanes);
       weigh(rows, lanes, first > 0);

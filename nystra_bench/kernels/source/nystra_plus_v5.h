@@ -135,7 +135,7 @@ class NystraPlusV5 : Ordered {
       query_means_[lane] = in_.means[head_ * in_.tokens + token];
     }
     const float* entries = in_.entries + head_ * in_.entry_count;
-    return {rows, single_, entries, query_places_, in_.key_places, query_means_};
+    return {rows, in_.rank, entries, query_places_, in_.key_places, query_means_};
   }
 
   void attend(int64_t block) {
@@ -228,7 +228,7 @@ class NystraPlusV5 : Ordered {
 
   bool of_one_region(const float* queries, int64_t count) const {
     for (int64_t t = 1; t < count && regions_; ++t)
-      if (!std::equal(queries + in_.dim, queries + single_, queries + t * padded_ + in_.dim)) return false;
+      if (!std::equal(queries + plain_, queries + depth_, queries + t * padded_ + plain_)) return false;
     return true;
   }
 

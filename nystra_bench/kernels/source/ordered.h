@@ -75,17 +75,15 @@ class Ordered {
     form_means();
   }
 
-  /// A token's query or key with the features of its region and its own: single pairs need no more than the first two.
+  /// A token's query or key, its features before it, which single pairs do without, and those of its region behind it:
+  /// their products are large, and what is added to them later would be rounded.
   void pack(const Tokens<const float>& tokens, int64_t token, float factor, const float* features, float* to) const {
     const float* row = tokens.row(token);
-    for (int64_t i = 0; i < in_.dim; ++i) to[i] = row[i] * factor;
-    if (regions_) std::copy_n(regions_ + token * in_.region_columns, in_.region_columns, to + in_.dim);
-    std::copy_n(features + token * in_.rank, in_.rank, to + single_);
+    std::copy_n(features + token * in_.rank, in_.rank, to);
+    for (int64_t i = 0; i < in_.dim; ++i) to[in_.rank + i] = row[i] * factor;
+    if (regions_) std::copy_n(regions_ + token * in_.region_columns, in_.region_columns, to + plain_);
     std::fill(to + depth_, to + padded_, 0.f);
   }
-
-  /// Whether a column of keys is a region's.
-  bool of_region(int64_t column) const { return in_.dim <= column && column < single_; }
 
   /// The row of a token that comes later in order.
   template <class Float>
@@ -106,8 +104,7 @@ class Ordered {
 
   Tokens<const float> q_{}, k_{}, v_{};
   const float *f_{}, *g_{}, *regions_{};
-  // Columns of keys with their regions, with all features, in vectors, with values.
-  int64_t single_ = 0, depth_ = 0, padded_ = 0, row_ = 0;
+  int64_t plain_ = 0, depth_ = 0, padded_ = 0, row_ = 0; // of keys without regions, with them, in vectors, with values
 
   float *keys_, *rows_, *marks_, *sought_, *means_, *spread_, *log_sizes_, *panel_, *block_;
   int32_t *labels_, *order_, *sorted_, *starts_, *sizes_;
@@ -126,8 +123,8 @@ class Ordered {
     g_ = in_.keys + head * in_.tokens * in_.rank;
     const bool masked = in_.masks && in_.masked[window % in_.masks];
     regions_ = masked ? in_.regions + window % in_.masks * in_.tokens * in_.region_columns : nullptr;
-    single_ = in_.dim + (masked ? in_.region_columns : 0);
-    depth_ = single_ + in_.rank;
+    plain_ = in_.dim + in_.rank;
+    depth_ = plain_ + (masked ? in_.region_columns : 0);
     padded_ = whole(depth_, W);
     row_ = padded_ + wide_;
   }
@@ -137,7 +134,7 @@ class Ordered {
     const float far = std::sqrt(APART / 2);
     for (int64_t i = 0; i < in_.candidate_count; ++i) {
       const float* key = keys_ + in_.candidates[i] * padded_;
-      for (int64_t c = 0; c < depth_; ++c) seeds_.at(i)[c * seeds_.lanes()] = key[c] * (of_region(c) ? far : 1.f);
+      for (int64_t c = 0; c < depth_; ++c) seeds_.at(i)[c * seeds_.lanes()] = key[c] * (c < plain_ ? 1.f : far);
     }
     const int32_t* chosen = seeds_.find(in_.candidate_count, in_.marks, depth_);
     for (int64_t c = 0; c < in_.marks; ++c)
@@ -165,10 +162,8 @@ class Ordered {
     for (int64_t c = 0; c < in_.marks; ++c) {
       const float* mark = marks_ + c * padded_;
       float *sought = sought_ + c * padded_, square = 0;
-      for (int64_t i = 0; i < padded_; ++i) {
-        sought[i] = mark[i] * (of_region(i) ? APART : 1.f);
-        if (!of_region(i)) square += mark[i] * mark[i];
-      }
+      for (int64_t i = 0; i < padded_; ++i) sought[i] = mark[i] * (i < plain_ ? 1.f : APART);
+      for (int64_t i = 0; i < plain_; ++i) square += mark[i] * mark[i];
       clusters_.add(sought, -0.5f * square);
     }
     clusters_.fill_up();
